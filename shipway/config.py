@@ -1,0 +1,145 @@
+"""Settings: one file, validated whole before anything runs.
+
+`release.toml` has a table for each stage; `[env.NAME.TABLE]` overrides it for one
+environment, and `SHIPWAY_<TABLE>_<KEY>` in the process environment overrides both. Every
+mistake is told at once, with its key path and the nearest valid key. Each value remembers
+where it came from. `docs/settings.md` is generated from this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FILE = "release.toml"
+PREFIX = "SHIPWAY_"
+RESERVED = frozenset({"SHIPWAY_ENV", "SHIPWAY_BUILD"})
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=100)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+UrlPath = Annotated[str, Field(pattern=r"^/\S*$")]
+Command = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ProjectSettings(_Table):
+    """`[project]`: what this is."""
+
+    name: Name = Field(description="The service's name; also the image's.")
+    environment: Name = Field("local", description="The environment when `--env` is not given.")
+
+
+class SuiteSettings(_Table):
+    """`[test]`: the test suite that a release must pass."""
+
+    command: Command = Field(
+        ("pytest", "tests/app"), description="The suite, run with the image's own locked dependencies."
+    )
+    requirements: str | None = Field(None, description="Hash-locked requirements of the suite itself.")
+    timeout_s: Seconds = Field(1800, description="The suite is ended, and has failed, after this long.")
+
+
+class ModelSettings(_Table):
+    """`[model]`: which model goes into the image."""
+
+    name: Name = Field(description="The model's name in its store.")
+    store: str = Field(description="Where models are published: a folder.")
+    alias: Name = Field("latest", description="The alias that a release follows.")
+    contract: str | None = Field(None, description="A JSON file of the service: the inputs and outputs it understands.")
+
+
+class ImageSettings(_Table):
+    """`[image]`: what the image is made of."""
+
+    base: str = Field(
+        "scratch",
+        description="`scratch`, or `layout:FOLDER@sha256:…`: an image of an OCI layout on disk.",
+    )
+    python: Annotated[str, Field(pattern=r"^(host|3\.\d+)$")] = Field(
+        "host", description="The image's Python, such as `3.13`; `host` is this machine's."
+    )
+    platform: Annotated[str, Field(pattern=r"^(host|linux/amd64|linux/arm64)$")] = Field(
+        "host", description="The image's platform; `host` is this machine's."
+    )
+    requirements: str = Field("app/requirements.txt", description="Hash-locked requirements of the service.")
+    include: tuple[str, ...] = Field(("app",), description="Committed folders that make the app layer.")
+    user: str = Field(
+        "65532:65532", description="The user and group the service runs as; never 0.", pattern=r"^[1-9]\d*:[1-9]\d*$"
+    )
+    environment: Mapping[str, str] = Field({}, description="More environment variables for the service; no secrets.")
+
+
+class ServiceSettings(_Table):
+    """`[service]`: what the service owes shipway."""
+
+    command: Command = Field(description="Starts the service from `/srv`; it listens on `$PORT` and stops on SIGTERM.")
+    port: Port = Field(8080, description="`$PORT` in a container.")
+    ports: Mapping[str, Port] = Field(
+        {}, description="More port variables, by name; on one host each version gets its own."
+    )
+    ready_path: UrlPath = Field("/readyz", description="Answers 200 when ready for users.")
+    version_path: UrlPath = Field("/version", description="Answers JSON that holds the build id (`$SHIPWAY_BUILD`).")
+    build_field: str = Field("build", description="The build id's field in that JSON.")
+    start_timeout_s: Seconds = Field(90, description="How long a version may take until it is ready.")
+    drain_timeout_s: Seconds = Field(30, description="How long an old version may take to finish its requests.")
+
+
+class PushSettings(_Table):
+    """`[push]`: where images go."""
+
+    repository: str = Field("layout", description="`layout`: the OCI image layout in `.shipway/images`.")
+    keep: Annotated[int, Field(ge=2)] = Field(10, description="Images kept in the layout, besides those that run.")
+
+
+class RolloutSettings(_Table):
+    """`[rollout]`: where versions run."""
+
+    target: Literal["local", "kubernetes", "swarm"] = Field("local", description="What runs them.")
+    host: str = Field("127.0.0.1", description="The public address on this machine (target `local`).")
+    port: Port = Field(8080, description="The public port on this machine (target `local`).")
+    listen: Command = Field(
+        ("--bind", "fd://{fd}"),
+        description="Arguments that make the service accept on the shared socket `{fd}` (target `local`).",
+    )
+    lock_s: Seconds = Field(30, description="A lock that is not renewed for this long may be taken over.")
+    proofs: Annotated[int, Field(ge=1)] = Field(8, description="How often in a row the right build must answer.")
+
+
+class LoadCheckSettings(_Table):
+    """`[loadcheck]`: the load, and the figures that a version must meet."""
+
+    locustfile: str = Field("loadtests/locustfile.py", description="The Locust users.")
+    users: Annotated[int, Field(ge=1, le=10_000)] = Field(4, description="Simulated users at once.")
+    rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Requests per second in all; unset is as fast as answers come."
+    )
+    seconds: Seconds = Field(10, description="How long the candidate is measured.")
+    public_seconds: Seconds = Field(5, description="How long the public address is measured after promotion.")
+    warmup_seconds: Annotated[float, Field(ge=0)] = Field(2, description="Load before the measurement, not counted.")
+    max_failure_ratio: Ratio = Field(0.0, description="Failed requests, as a share of all.")
+    max_p95_ms: Annotated[float, Field(gt=0)] = Field(1000, description="The slowest acceptable 95th percentile.")
+    max_p95_growth: Annotated[float, Field(gt=1)] | None = Field(
+        2.0, description="The 95th percentile may be this many times the last release's."
+    )
+    min_rate: Annotated[float, Field(ge=0)] = Field(0, description="The lowest acceptable requests per second.")
+    min_requests: Annotated[int, Field(ge=1)] = Field(50, description="With fewer, the check is inconclusive.")
+
+
+class Settings(_Table):
+    """All settings of one environment."""
+
+    project: ProjectSettings
+    test: SuiteSettings = SuiteSettings()
+    model: ModelSettings
+    image: ImageSettings = ImageSettings()
+    service: ServiceSettings
+    push: PushSettings = PushSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    loadcheck: LoadCheckSettings = LoadCheckSettings()

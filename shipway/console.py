@@ -1,0 +1,118 @@
+"""What people and machines read: the one module that prints.
+
+The result alone goes to stdout; steps, progress and warnings go to stderr: bars on a
+terminal, plain lines elsewhere. Each line of progress begins with its stage's word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TextIO
+
+_PLAIN_EVERY_S = 5.0
+
+
+class Tell(Protocol):
+    """What the stages need of the console."""
+
+    def say(self, stage: str, text: str) -> None:
+        """Tell one fact of a stage: a step that begins, or what came out."""
+
+    def warn(self, text: str) -> None:
+        """Tell what is not good, but no reason to stop."""
+
+    def live(self, stage: str, text: str) -> None:
+        """Tell how a long step is going; the next call replaces it on a terminal."""
+
+    def progress(
+        self, stage: str, label: str, total_bytes: int
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """Show bytes moving: gives a function that takes how many more have moved."""
+
+
+class Console:
+    """The terminal, or a log."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        """Write results to `out` and all else to `err` (default: this process's)."""
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        self._terminal = self._err.isatty()
+        self._live_at = 0.0
+        self._live_open = False
+
+    def say(self, stage: str, text: str) -> None:
+        """See `Tell.say`."""
+        self._line(f"{stage:<10}{text}")
+
+    def warn(self, text: str) -> None:
+        """See `Tell.warn`."""
+        self._line(f"warning   {text}")
+
+    def live(self, stage: str, text: str) -> None:
+        """See `Tell.live`; a log gets a line every five seconds."""
+        now = time.monotonic()
+        if self._terminal:
+            self._err.write(f"\r\x1b[2K{stage:<10}{text}")
+            self._err.flush()
+            self._live_open = True
+        elif now - self._live_at >= _PLAIN_EVERY_S:
+            self._line(f"{stage:<10}{text}")
+        else:
+            return
+        self._live_at = now
+
+    @contextlib.contextmanager
+    def progress(self, stage: str, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+        """See `Tell.progress`."""
+        done, shown_at = 0, 0.0
+
+        def advance(count: int) -> None:
+            nonlocal done, shown_at
+            done += count
+            now = time.monotonic()
+            if now - shown_at >= 0.1:  # noqa: PLR2004 - ten times a second is all that eyes can use
+                shown_at = now
+                self.live(stage, f"{_bar(done, total_bytes)} {label} {size(done)} of {size(total_bytes)}")
+
+        self._live_at = time.monotonic()
+        yield advance
+        self._clear()
+
+    def result(self, text: str) -> None:
+        """Print the command's result, the only thing on stdout."""
+        self._clear()
+        self._out.write(text + "\n")
+        self._out.flush()
+
+    def result_json(self, value: Any) -> None:
+        """Print the command's result for machines: one JSON document."""
+        self.result(json.dumps(value, indent=2, sort_keys=True))
+
+    def _line(self, text: str) -> None:
+        self._clear()
+        self._err.write(text + "\n")
+        self._err.flush()
+
+    def _clear(self) -> None:
+        if self._live_open:
+            self._err.write("\r\x1b[2K")
+            self._live_open = False
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people, in powers of 1000: `18.6 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:  # noqa: PLR2004
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _bar(done: int, total: int) -> str:
+    filled = round(16 * min(1.0, done / total)) if total else 16
+    return "█" * filled + "░" * (16 - filled)

@@ -1,0 +1,322 @@
+"""Everything that can go wrong, one class each, with its exit code.
+
+A class builds its own message from facts: what failed, the tool's own last lines, what is
+serving now where that is in question, and what to type next. The tens digit of the code is
+the stage. `docs/errors.md` is generated from this module: a class's first line of
+documentation and its `advice` are what the user reads there.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import ClassVar
+
+UNTOUCHED = "What is serving was not touched."
+
+
+class ShipwayError(Exception):
+    """The root of the tree; never raised itself."""
+
+    code: ClassVar[int] = 1
+    advice: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, tail: str = "", advice: str = "", serving: str = "") -> None:
+        """Build the error from what failed, the tool's last lines, what to type, what is live."""
+        super().__init__(message)
+        self.message = message
+        self.tail = tail
+        self.next = advice or type(self).advice
+        self.serving = serving
+
+    def __str__(self) -> str:
+        quoted = "\n".join(f"  | {line}" for line in self.tail.splitlines())
+        return "\n".join(
+            part for part in (self.message, quoted, self.serving, self.next and f"Next: {self.next}") if part
+        )
+
+
+# -- 2, 3, 4: before anything began ------------------------------------------------------
+
+
+class ConfigError(ShipwayError):
+    """`release.toml`, a flag or a `SHIPWAY_…` variable is wrong."""
+
+    code = 2
+    advice = "invoke config shows every value and where it comes from"
+
+
+class NotConfigured(ShipwayError):
+    """The environment does not say what this task needs."""
+
+    code = 2
+    advice = "docs/settings.md lists what release.toml can hold"
+
+
+class ToolMissing(ShipwayError):
+    """A program that this step needs is not installed."""
+
+    code = 3
+    advice = "install it, then run the same command again"
+
+    def __init__(self, *, program: str) -> None:
+        """Name the program."""
+        super().__init__(f"there is no program {program!r} on this machine")
+        self.program = program
+
+
+class CheckoutError(ShipwayError):
+    """The folder is not a git checkout, or git refuses to read it."""
+
+    code = 3
+    advice = "run inside a git checkout that has at least one commit"
+
+
+class LoginMissing(ShipwayError):
+    """A credential is missing, refused or expired."""
+
+    code = 3
+    advice = "invoke doctor says which credential was tried"
+
+
+class LockHeld(ShipwayError):
+    """Another release holds the environment's lock."""
+
+    code = 4
+    advice = "wait for it, or run again with --wait"
+
+
+class LockLost(ShipwayError):
+    """The lock ran out and another release took it, so this one stopped before its next change."""
+
+    code = 4
+    advice = "invoke status, then run the same command again"
+
+
+# -- 10 to 19: test ----------------------------------------------------------------------
+
+
+class SuiteFailed(ShipwayError):
+    """The test suite did not pass."""
+
+    code = 10
+    advice = "invoke test runs the suite alone"
+
+
+class SuiteEmpty(ShipwayError):
+    """The test suite ran no test, which proves nothing."""
+
+    code = 11
+    advice = "look at [test] command in release.toml"
+
+
+# -- 20 to 29: model ---------------------------------------------------------------------
+
+
+class ModelError(ShipwayError):
+    """The model store cannot be read or written."""
+
+    code = 20
+    advice = "invoke model.list shows what the store holds"
+
+
+class ModelMissing(ModelError):
+    """There is no such model, version or alias in the store."""
+
+    code = 21
+
+
+class ModelRefused(ModelError):
+    """A file of the model is not safe data, or not what the manifest says."""
+
+    code = 22
+    advice = "mend the file that is named, then publish again"
+
+
+class ModelCorrupt(ModelError):
+    """What the store sent is not what the manifest promises."""
+
+    code = 23
+    advice = "run again; if it stays, publish the version anew under the next number"
+
+
+class GoldenFailed(ModelError):
+    """The model does not give its own golden answers."""
+
+    code = 24
+    advice = "look at the case that is named: the model, or the expected answer, is wrong"
+
+
+class AliasMoved(ModelError):
+    """Somebody else moved the alias first."""
+
+    code = 25
+    advice = "look at invoke model.history, then promote again if it is still right"
+
+
+class ModelUnfit(ModelError):
+    """The model's inputs or outputs are not those the service understands."""
+
+    code = 26
+    advice = "publish a model that fits, or change the service first"
+
+
+# -- 30 to 39: image ---------------------------------------------------------------------
+
+
+class ImageError(ShipwayError):
+    """The image cannot be composed."""
+
+    code = 30
+    advice = "look at [image] in release.toml"
+
+
+class DirtyTree(ImageError):
+    """Files are changed but not committed, and this is a CI run."""
+
+    code = 31
+    advice = "commit the change"
+
+
+class DependenciesFailed(ImageError):
+    """The locked dependencies cannot be installed for the image's Python and platform."""
+
+    code = 32
+    advice = "a package without a wheel belongs into the Dockerfile's base stage"
+
+
+class BaseRefused(ImageError):
+    """The base image is not what it says it is, or holds what must not be built upon."""
+
+    code = 33
+    advice = "name another base in [image] base"
+
+
+# -- 40 to 49: push ----------------------------------------------------------------------
+
+
+class PushError(ShipwayError):
+    """The image cannot be written to, or read back from, its registry or layout."""
+
+    code = 40
+    advice = "run again: what arrived is not sent twice"
+
+
+class ImageMissing(PushError):
+    """There is no such image in the registry or layout."""
+
+    code = 41
+    advice = "invoke build makes it"
+
+
+class ImageCorrupt(PushError):
+    """What is stored under a digest is something else."""
+
+    code = 42
+    advice = "delete the blob that is named and run again"
+
+
+# -- 50 to 59: rollout -------------------------------------------------------------------
+
+
+class RolloutError(ShipwayError):
+    """The rollout failed and was undone."""
+
+    code = 50
+    advice = "invoke history shows the attempt; its logs are named above"
+
+
+class CandidateFailed(RolloutError):
+    """The candidate crashed, or did not get ready in time."""
+
+    code = 51
+    advice = "mend what the log says and release again"
+
+
+class WrongBuild(RolloutError):
+    """Another build answered than the one that was started."""
+
+    code = 52
+
+
+class GoldenAnswersWrong(RolloutError):
+    """The candidate does not give the model's golden answers."""
+
+    code = 53
+    advice = "compare app/ with the model's preprocessing contract"
+
+
+class RefusedBefore(RolloutError):
+    """This digest failed in this environment before."""
+
+    code = 54
+    advice = "release a mended commit, or say --force to try it once more"
+
+
+class PromotionFailed(RolloutError):
+    """The candidate was good but did not serve on the public address."""
+
+    code = 55
+
+
+class NothingToGoBackTo(RolloutError):
+    """There is no earlier version to roll back to."""
+
+    code = 56
+    advice = "invoke history lists what was released here"
+
+
+class AddressTaken(RolloutError):
+    """Another program listens on the public address."""
+
+    code = 57
+    advice = "stop it, or choose another port: SHIPWAY_ROLLOUT_PORT=8081 invoke release"
+
+
+# -- 60 to 69: loadcheck -----------------------------------------------------------------
+
+
+class LoadCheckFailed(ShipwayError):
+    """The load check measured figures beyond the limits."""
+
+    code = 60
+    advice = "the report that is named has the plots; limits are in [loadcheck] of release.toml"
+
+
+class LoadCheckInconclusive(ShipwayError):
+    """The load check has too little, or the wrong, data to say anything; that is not a pass."""
+
+    code = 61
+    advice = "look at the log that is named, then run again"
+
+
+# -- 70, 130 -----------------------------------------------------------------------------
+
+
+class UndoFailed(ShipwayError):
+    """Going back failed: a person is needed."""
+
+    code = 70
+    advice = "docs/operating.md, 'undo by hand'"
+
+
+class Interrupted(ShipwayError):
+    """A signal ended the command."""
+
+    code = 130
+    advice = "run the same command again to finish it"
+
+
+# -- raised by proc, translated by whoever called -----------------------------------------
+
+
+class ToolFailed(ShipwayError):
+    """A program that shipway started failed."""
+
+    code = 3
+
+    def __init__(self, *, argv: Sequence[str], code: int, tail: str) -> None:
+        """Name the program, how it ended, and its last lines."""
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        super().__init__(f"{' '.join(argv[:4])}{' …' if len(argv) > 4 else ''} {how}", tail=tail)  # noqa: PLR2004
+        self.exit_code = code

@@ -1,0 +1,146 @@
+"""Start processes: the one module that does.
+
+A child runs in a process group of its own. When the caller is interrupted, or time runs
+out, the whole group is ended (SIGTERM, then SIGKILL) before the exception goes on, so that
+no child outlives the command that started it. Nothing is ever passed through a shell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import IO, Protocol
+
+from shipway.errors import ToolFailed, ToolMissing
+
+_GRACE_S = 5.0
+_TAIL_LINES = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A process that ended: its exit code (negative for a signal), stdout, and last lines of stderr."""
+
+    argv: tuple[str, ...]
+    code: int
+    stdout: bytes
+    tail: str
+
+    def check(self) -> Completed:
+        """Return self, or raise `ToolFailed` when the exit code is not 0."""
+        if self.code != 0:
+            raise ToolFailed(argv=self.argv, code=self.code, tail=self.tail)
+        return self
+
+
+class Run(Protocol):
+    """What the rest of shipway needs of processes: `Proc`, or a script of answers in tests."""
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        on_line: Callable[[str], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Completed:
+        """Run `argv` to its end; see `Proc.run`."""
+
+
+class Proc:
+    """The real thing."""
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        on_line: Callable[[str], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Completed:
+        """Run a program to its end and return what it said, whatever its exit code.
+
+        With `on_line`, stdout and stderr are joined, each line is handed over as it comes,
+        and `stdout` stays empty. `env` replaces the whole environment; `None` inherits it.
+        Raises `ToolMissing` when there is no such program and `ToolFailed` on a time-out.
+        """
+        words = tuple(str(word) for word in argv)
+        try:
+            child = subprocess.Popen(  # noqa: S603 - a list, never a shell; this module is the boundary
+                words,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if on_line else subprocess.PIPE,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise ToolMissing(program=words[0]) from error
+        with _ended(child):
+            try:
+                if on_line:
+                    return _stream(child, words, on_line, timeout_s)
+                stdout, stderr = child.communicate(stdin, timeout=timeout_s)
+            except subprocess.TimeoutExpired as error:
+                _end(child)
+                raise ToolFailed(argv=words, code=-signal.SIGTERM, tail=f"no end after {timeout_s:g} s") from error
+        return Completed(argv=words, code=child.returncode, stdout=stdout, tail=_last_lines(stderr))
+
+
+def _stream(
+    child: subprocess.Popen[bytes], words: tuple[str, ...], on_line: Callable[[str], None], timeout_s: float | None
+) -> Completed:
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def read(stream: IO[bytes]) -> None:
+        for raw in stream:
+            line = raw.decode("utf-8", "replace").rstrip()
+            tail.append(line)
+            on_line(line)
+
+    if child.stdout is None:  # pragma: no cover - always a pipe, see run()
+        raise AssertionError
+    reader = Thread(target=read, args=(child.stdout,), daemon=True)
+    reader.start()
+    child.wait(timeout_s)
+    reader.join(_GRACE_S)  # a grandchild may hold the pipe open for ever
+    return Completed(argv=words, code=child.returncode, stdout=b"", tail="\n".join(tail))
+
+
+@contextlib.contextmanager
+def _ended(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _end(child)
+        raise
+    finally:
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child's whole group; its members may outlive it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_GRACE_S)
+
+
+def _last_lines(stderr: bytes) -> str:
+    return "\n".join(stderr.decode("utf-8", "replace").rstrip().splitlines()[-_TAIL_LINES:])
