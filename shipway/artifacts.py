@@ -127,6 +127,11 @@ class ModelRef:
     version: int
     digest: Digest
 
+    @property
+    def folder(self) -> str:
+        """Where the model's files lie in the image."""
+        return f"srv/models/{self.digest.hex}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
@@ -174,12 +179,15 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What a target runs, or ran: an image and what its labels say about it."""
+    """What a target runs, or ran: an image and what its labels say about it. `str()` is for people."""
 
     digest: Digest
     build: str
     commit: str
     model: ModelRef
+
+    def __str__(self) -> str:
+        return f"build {self.build[:12]} ({self.commit[:12]}, {self.model.name} {self.model.version})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,19 @@ where it came from. `docs/settings.md` is generated from this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shipway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 FILE = "release.toml"
 PREFIX = "SHIPWAY_"
@@ -143,3 +152,158 @@ class Settings(_Table):
     push: PushSettings = PushSettings()
     rollout: RolloutSettings = RolloutSettings()
     loadcheck: LoadCheckSettings = LoadCheckSettings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """One environment's settings, and where each value came from (by key path)."""
+
+    environment: str
+    settings: Settings
+    sources: Mapping[str, str]
+
+    def rows(self) -> Iterator[tuple[str, Any, str]]:
+        """Yield (key path, value, source) for every setting in force."""
+        for table, values in self.settings.model_dump(mode="json").items():
+            for key, value in values.items():
+                path = f"{table}.{key}"
+                yield path, value, self.sources.get(path, "default")
+
+
+def load(
+    root: Path,
+    *,
+    environment: str | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, Mapping[str, str]] | None = None,
+) -> Loaded:
+    """Read and validate the settings of one environment (default: `project.environment`).
+
+    `flags` are values given on the command line, by table and key; they go before all.
+    Raises `ConfigError` that tells every mistake at once.
+    """
+    document = _read(root / FILE)
+    environments = document.pop("env", {})
+    chosen = environment or environ.get("SHIPWAY_ENV") or _default_environment(document)
+    mistakes: list[str] = []
+    if not isinstance(environments, dict) or not all(isinstance(table, dict) for table in environments.values()):
+        raise ConfigError(f"{FILE}: [env.NAME.TABLE] must be tables")
+    if chosen not in {"local", *environments}:
+        known = ", ".join(sorted({"local", *environments}))
+        raise ConfigError(
+            f"there is no environment {chosen!r}; known are {known}", advice=f"add [env.{chosen}.rollout] to {FILE}"
+        )
+    layers = (
+        (FILE, document),
+        (f"{FILE} [env.{chosen}]", environments.get(chosen, {})),
+        ("environment", _from_variables(environ, mistakes)),
+        ("command line", flags or {}),
+    )
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, tables in layers:
+        _overlay(merged, sources, tables, source)
+    for name, tables in environments.items():
+        mistakes += _unknown_keys(tables, f"env.{name}.")
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        mistakes += [_told(mistake, sources) for mistake in error.errors(include_url=False)]
+    if mistakes:
+        raise ConfigError(f"the settings of {chosen!r} have {_count(len(mistakes))}:\n" + "\n".join(f"  {line}" for line in mistakes))
+    return Loaded(environment=chosen, settings=settings, sources=sources)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no {FILE} in {path.parent}", advice="run inside the project; README.md shows the smallest file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _default_environment(document: Mapping[str, Any]) -> str:
+    project = document.get("project")
+    name = project.get("environment", "local") if isinstance(project, dict) else "local"
+    return name if isinstance(name, str) else "local"
+
+
+def _from_variables(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what `SHIPWAY_<TABLE>_<KEY>` variables set; a value is TOML, or else a string."""
+    known = {f"{PREFIX}{path.replace('.', '_').upper()}": path for path in _paths()}
+    tables: dict[str, dict[str, Any]] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable in RESERVED:
+            continue
+        if variable not in known:
+            mistakes.append(f"{variable}: no such variable{_nearest(variable, known)}")
+            continue
+        table, _, key = known[variable].partition(".")
+        tables.setdefault(table, {})[key] = _toml_value(text)
+    return tables
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _overlay(merged: dict[str, Any], sources: dict[str, str], tables: Mapping[str, Any], source: str) -> None:
+    for table, values in tables.items():
+        if not isinstance(values, dict):
+            merged[table] = values
+            sources[table] = source
+            continue
+        into = merged.setdefault(table, {})
+        if not isinstance(into, dict):
+            continue
+        into.update(values)
+        sources.update({f"{table}.{key}": source for key in values})
+
+
+def _paths() -> list[str]:
+    """Return every key path that exists, such as `rollout.port`."""
+    return [
+        f"{table}.{key}"
+        for table, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key in field.annotation.model_fields
+    ]
+
+
+def _unknown_keys(tables: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Tell the unknown keys of an environment that is not the chosen one, too."""
+    known = _paths()
+    for table, values in tables.items():
+        if table not in Settings.model_fields:
+            yield f"{prefix}{table}: no such table{_nearest(table, Settings.model_fields)}"
+        elif isinstance(values, dict):
+            for key in values:
+                if f"{table}.{key}" not in known:
+                    yield f"{prefix}{table}.{key}: no such key{_nearest(f'{table}.{key}', known)}"
+
+
+def _told(mistake: ErrorDetails, sources: Mapping[str, str]) -> str:
+    path = ".".join(str(part) for part in mistake["loc"])
+    source = next((f" (from {sources[name]})" for name in (path, path.rpartition(".")[0]) if name in sources), "")
+    if mistake["type"] == "extra_forbidden":
+        known = _paths() if "." in path else list(Settings.model_fields)
+        return f"{path}: no such {'key' if '.' in path else 'table'}{_nearest(path, known)}"
+    if mistake["type"] == "missing":
+        return f"{path}: is missing"
+    given = repr(mistake["input"])
+    return f"{path} = {given[:60]}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{source}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _count(number: int) -> str:
+    return "a mistake" if number == 1 else f"{number} mistakes"

@@ -79,6 +79,13 @@ class LoginMissing(ShipwayError):
     advice = "invoke doctor says which credential was tried"
 
 
+class NotReady(ShipwayError):
+    """`invoke doctor` found something that a release would stumble over."""
+
+    code = 3
+    advice = "mend what is marked BAD above"
+
+
 class LockHeld(ShipwayError):
     """Another release holds the environment's lock."""
 
@@ -137,7 +144,7 @@ class ModelCorrupt(ModelError):
     """What the store sent is not what the manifest promises."""
 
     code = 23
-    advice = "run again; if it stays, publish the version anew under the next number"
+    advice = "run again; if it stays, publish the same files again, which mends the store"
 
 
 class GoldenFailed(ModelError):

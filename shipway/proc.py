@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Protocol
 
-from shipway.errors import ToolFailed, ToolMissing
+from shipway.errors import Interrupted, ToolFailed, ToolMissing
 
 _GRACE_S = 5.0
 _TAIL_LINES = 40
@@ -97,6 +98,74 @@ class Proc:
                 _end(child)
                 raise ToolFailed(argv=words, code=-signal.SIGTERM, tail=f"no end after {timeout_s:g} s") from error
         return Completed(argv=words, code=child.returncode, stdout=stdout, tail=_last_lines(stderr))
+
+
+@contextlib.contextmanager
+def signals_as_errors() -> Iterator[None]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`, in the main thread.
+
+    Later ones are ignored: by then the command is cleaning up, and a clean-up that is cut
+    short is what would need mending by hand.
+    """
+
+    def interrupt(number: int, _frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_daemon(argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], log: Path) -> int:
+    """Start a program that outlives this one and its terminal; return its process number.
+
+    It gets a session of its own, and its first words go to the end of `log`.
+    """
+    with log.open("ab") as output:
+        child = subprocess.Popen(  # noqa: S603 - as in Proc.run
+            [str(word) for word in argv],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    Thread(target=child.wait, daemon=True).start()  # so that it is no zombie, should it end before us
+    return child.pid
+
+
+def identity(pid: int) -> str | None:
+    """Return what tells this process from all others that ever had its number; `None` once it ended."""
+    if sys.platform != "linux":
+        import psutil  # noqa: PLC0415 - heavy, and needed only where there is no /proc
+
+        return f"{psutil.Process(pid).create_time():.0f}" if psutil.pid_exists(pid) else None
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        space = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return None if state in "ZX" else f"{boot}/{space}/{rest[18]}"
+
+
+def gone(pid: int, known: str | None) -> bool:
+    """Say whether the process that once had this number and identity has surely ended.
+
+    One in another PID namespace of this machine cannot be seen from here, so it is not gone.
+    """
+    here, there = (identity(os.getpid()) or "").split("/"), (known or "").split("/")
+    elsewhere = here[0] == there[0] and here[1:2] != there[1:2]
+    return not elsewhere and identity(pid) != known
 
 
 def _stream(

@@ -9,6 +9,7 @@ the layers. Reads no folder itself: entries bring their own bytes.
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -101,3 +102,15 @@ def collect(entries: Iterable[Entry]) -> bytes:
     for piece in stream(entries):
         buffer.write(piece)
     return buffer.getvalue()
+
+
+def link_stays_inside(path: str, target: str, folder: str = ".") -> bool:
+    """Tell whether a symbolic link at `path` can lead only to places inside `folder`.
+
+    `..` is accepted at the start of the target alone: after a name it would climb from
+    wherever that name leads, should it be a link itself.
+    """
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    names = list(itertools.dropwhile(lambda part: part == "..", parts))
+    depth = len(PurePosixPath(path).relative_to(folder).parts) - 1
+    return not target.startswith("/") and "\0" not in target and ".." not in names and len(parts) - len(names) <= depth

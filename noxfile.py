@@ -1,0 +1,98 @@
+"""The developers' checks; CI runs these and nothing else.
+
+`nox` runs what needs neither root nor Docker. Arguments after `--` go to pytest:
+`nox -s unit -- -k ledger`, `nox -- --no-skips`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import nox
+from uv import find_uv_bin
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+nox.needs_version = ">=2026.0"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "unit", "contract", "app", "system"]
+nox.options.stop_on_first_error = False
+
+
+def found(versions: list[str]) -> list[str]:
+    """Return the Python versions that this machine has."""
+    look = [find_uv_bin(), "python", "find", "--no-python-downloads", "--system"]
+    return [
+        version
+        for version in versions
+        if subprocess.run([*look, version], capture_output=True, check=False).returncode == 0  # noqa: S603 - uv's own path
+    ]
+
+
+LOCKED = ["--require-hashes", "--no-deps", "-r", "app/requirements.txt"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly, everywhere."""
+    session.install("-e", ".[dev]")
+    session.install(*LOCKED)
+    session.run("mypy")
+
+
+@nox.session(python=found(PYTHONS))
+def unit(session: nox.Session) -> None:
+    """Run the tests that start no process and open no socket, on every Python found."""
+    session.install("-e", ".[dev]")
+    session.install(*LOCKED)
+    session.run("pytest", "tests/unit", *session.posargs)
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """Run the same assertions on fakes and on the real parts."""
+    session.install("-e", ".[dev]")
+    session.install(*LOCKED)
+    session.run("pytest", "tests/contract", *session.posargs)
+
+
+@nox.session
+def app(session: nox.Session) -> None:
+    """Test the service with its locked dependencies alone."""
+    session.install(*LOCKED, "-r", "tests/app/requirements.txt")
+    session.run("pytest", "tests/app", *session.posargs)
+
+
+@nox.session
+def system(session: nox.Session) -> None:
+    """Run real releases with real servers, as any user."""
+    session.install("-e", ".[dev]")
+    session.install(*LOCKED)
+    session.run("pytest", "tests/system", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure side by side, and write the ratios to .shipway/benchmarks.json."""
+    session.install("-e", ".[dev]")
+    session.install(*LOCKED)
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel, install it into a clean environment, import it."""
+    wheels = session.create_tmp()
+    session.run("uv", "build", "--quiet", "--wheel", "--out-dir", wheels, ".")
+    session.install("--find-links", wheels, "--reinstall-package", "shipway", "shipway")
+    session.cd(wheels)
+    session.run("python", "-c", "import shipway.flow, shipway.tasks; print(shipway.tasks.namespace().task_names)")

@@ -1,0 +1,58 @@
+"""The console: results on stdout alone, bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from shipway.console import Console, size
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_result_goes_to_stdout_alone() -> None:
+    out, err = io.StringIO(), io.StringIO()
+
+    Console(out, err).result("repository@sha256:1")
+
+    assert (out.getvalue(), err.getvalue()) == ("repository@sha256:1\n", "")
+
+
+def test_say_writes_one_line_that_begins_with_the_stage() -> None:
+    out, err = io.StringIO(), io.StringIO()
+
+    Console(out, err).say("push", "sent 3 kB")
+
+    assert (out.getvalue(), err.getvalue()) == ("", "push      sent 3 kB\n")
+
+
+def test_progress_writes_no_control_character_when_it_is_not_a_terminal() -> None:
+    err = io.StringIO()
+
+    with Console(io.StringIO(), err).progress("push", "layer", 100) as advance:
+        advance(50)
+        advance(50)
+
+    assert "\x1b" not in err.getvalue()
+    assert "\r" not in err.getvalue()
+
+
+def test_live_line_is_gone_before_the_next_line_on_a_terminal() -> None:
+    err = _Terminal()
+    console = Console(io.StringIO(), err)
+
+    console.live("test", "3 of 9")
+    console.say("test", "9 passed")
+
+    assert err.getvalue() == "\r\x1b[2Ktest      3 of 9\r\x1b[2Ktest      9 passed\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (18_600_000, "18.6 MB"), (2.5e9, "2.5 GB")]
+)
+def test_size_is_in_powers_of_1000(count: float, text: str) -> None:
+    assert size(count) == text
