@@ -1,0 +1,1 @@
+"""The six stages: test, model, image, push, rollout, loadcheck. None knows another."""

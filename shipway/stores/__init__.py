@@ -1,0 +1,16 @@
+"""Where models are published: the catalogue, and the places it can live in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shipway.proc import Proc, Run
+from shipway.stores.catalogue import Catalogue
+from shipway.stores.directory import Directory
+
+__all__ = ["Catalogue", "open_catalogue"]
+
+
+def open_catalogue(store: str, *, root: Path, run: Run | None = None) -> Catalogue:
+    """Open the store that `[model] store` names: a folder, relative to `root`."""
+    return Catalogue(Directory(root / store), run=run or Proc())

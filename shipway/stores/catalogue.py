@@ -1,0 +1,412 @@
+"""The catalogue of models: publish, list, resolve, promote, pull.
+
+Owns the layout of a store (docs/design.md) and the order of writes that makes it safe:
+
+    <name>/blobs/sha256/<hex>     files, under their own hash
+    <name>/versions/<n>.json      manifest: written last, create-only
+    <name>/aliases/<alias>.json   moved by compare-and-swap
+    <name>/log/<n>.json           who moved which alias, when, why: create-only
+
+Knows nothing of where the store is. A reader never sees half a version; a publisher that is
+killed anywhere leaves nothing that another run of the same command does not finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from shipway import exchanges
+from shipway.artifacts import Model, ModelFile
+from shipway.config import Name
+from shipway.console import Tell, size
+from shipway.errors import AliasMoved, ModelCorrupt, ModelError, ModelMissing, ModelRefused
+from shipway.proc import Run
+from shipway.stores import durable, golden, manifest, safety
+from shipway.stores.cache import Cache
+from shipway.stores.manifest import File, Golden, LayerSize, ModelVersion, Move
+from shipway.stores.objects import Store, Stored
+
+LATEST = "latest"
+_CARD = "card.md"
+_PREPROCESSING = "preprocessing.json"
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+_NUMBERED = re.compile(r"([1-9][0-9]{0,11})\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What publishing came to: the version, and whether it is new."""
+
+    version: ModelVersion
+    created: bool
+
+
+class Catalogue:
+    """The models in one store."""
+
+    def __init__(self, store: Store, *, run: Run, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Work on a store; `run` starts the process that opens untrusted models."""
+        self._store = store
+        self._run = run
+        self._now = now
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    # -- publishing ----------------------------------------------------------------------
+
+    def publish(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        publisher: str,
+        tell: Tell,
+        commit: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        aliases: Sequence[str] = (),
+    ) -> Published:
+        """Make a folder the next version, once its golden cases are answered right.
+
+        Moves `latest` forward to it, and each of `aliases`. Content that is published already
+        is not published again. Raises `ModelRefused` and `GoldenFailed`.
+        """
+        name, aliases = _name(name), [_alias(alias) for alias in aliases]
+        if unfit := [key for key, value in (metrics or {}).items() if not math.isfinite(value)]:
+            raise ModelError(f"the metric {unfit[0]} is no finite number")
+        files = safety.inspect(folder)
+        exchanges.load(folder)
+        tell.say(
+            "model",
+            f"{folder}: {len(files)} files, {size(sum(file.size_bytes for file in files))}; running its golden cases",
+        )
+        signature = golden.ask(folder, run=self._run)
+        draft = _draft(
+            folder,
+            files,
+            signature,
+            name=name,
+            metrics=metrics or {},
+            publisher=publisher,
+            commit=commit,
+            created=self._now(),
+        )
+        is_new = self._put_blobs(folder, name, files, tell)
+        published = self._number(draft, is_new=is_new)
+        for alias in (LATEST, *aliases):
+            self._point(alias, published.version, who=publisher)
+        return published
+
+    def _put_blobs(self, folder: Path, name: str, files: Iterable[ModelFile], tell: Tell) -> bool:
+        """Bring every file into the store, and mend those that are damaged; say whether any was missing."""
+        missing = False
+        for file in files:
+            key = _blob(name, file)
+            missing |= self._store.size(key) is None
+            if self._is_whole(key, file):
+                continue
+            with tell.progress("model", file.path, file.size_bytes) as advance:
+                pieces = _counted(_read_unchanged(folder, file), advance)
+                self._store.put(key, pieces, size_bytes=file.size_bytes)
+        return missing
+
+    def _is_whole(self, key: str, file: ModelFile) -> bool:
+        if self._store.size(key) != file.size_bytes:
+            return False
+        return manifest.measured(self._store.stream(key)) == (file.digest, file.size_bytes)
+
+    def _number(self, draft: ModelVersion, *, is_new: bool) -> Published:
+        """Take the next free number, unless this content has one.
+
+        When a file was missing from the store, no earlier version can have had the content,
+        so that only the versions that appear meanwhile are read.
+        """
+        name = draft.name
+        newest = max(self._numbers(name), default=0)
+        for number in [] if is_new else range(newest, 0, -1):
+            if known := self._same(name, number, draft.digest):
+                return Published(version=known, created=False)
+        while True:
+            newest += 1
+            version = draft.model_copy(update={"version": newest})
+            if self._store.create(_manifest(name, newest), manifest.encoded(version)):
+                return Published(version=version, created=True)
+            if known := self._same(name, newest, draft.digest):
+                return Published(version=known, created=False)
+
+    def _same(self, name: str, number: int, digest: str) -> ModelVersion | None:
+        """Return a version if it has this content; one that cannot be read has not."""
+        with contextlib.suppress(ModelError):
+            known = self.show(name, number)
+            return known if known.digest == digest else None
+        return None
+
+    def _point(self, alias: str, version: ModelVersion, *, who: str) -> None:
+        """Move an alias to a version that was just published; `latest` never moves back."""
+        while True:
+            current = self._alias(version.name, alias)
+            at = current[1].version if current else 0
+            if at == version.version or (alias == LATEST and at > version.version):
+                return
+            if self._move(version.name, alias, current, version.version, who=who, why="published"):
+                return
+
+    # -- reading -------------------------------------------------------------------------
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the models in the store."""
+        return tuple(sorted(name for name in self._store.children("") if _is_name(name)))
+
+    def versions(self, name: str, *, most: int | None = None) -> tuple[ModelVersion, ...]:
+        """Return the versions, the newest (the highest number) first."""
+        numbers = sorted(self._numbers(_name(name)), reverse=True)
+        return tuple(self.show(name, number) for number in numbers[:most])
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return each alias and the version it names."""
+        children = self._store.children(f"{_name(name)}/aliases")
+        names = sorted(child.removesuffix(".json") for child in children if child.endswith(".json"))
+        found = {alias: self._alias(name, alias) for alias in names if _is_name(alias)}
+        return {alias: current[1].version for alias, current in found.items() if current}
+
+    def show(self, name: str, which: int | str) -> ModelVersion:
+        """Return a version by number or alias: its manifest, checked against itself.
+
+        Raises `ModelMissing`, and `ModelRefused` or `ModelCorrupt` for a manifest that lies.
+        """
+        number = self._pinned(_name(name), which)
+        stored = self._store.read(_manifest(name, number))
+        if stored is None:
+            raise ModelMissing(f"{self} has no version {number} of {name}{self._known(name)}")
+        return manifest.parse(stored.data, name=name, version=number, where=f"{self}/{_manifest(name, number)}")
+
+    def resolve(self, name: str, which: int | str) -> Model:
+        """Pin a version by number or alias; its files are there, in the right sizes."""
+        version = self.show(name, which)
+        for file in version.model.files:
+            found = self._store.size(_blob(name, file))
+            if found != file.size_bytes:
+                state = "is missing" if found is None else f"has {found:,} bytes"
+                raise ModelCorrupt(
+                    f"version {version.version} of {name} in {self} names {file.path} "
+                    f"({file.size_bytes:,} bytes), which {state}: {_blob(name, file)}"
+                )
+        return version.model
+
+    def pull(
+        self, model: Model, *, cache: Path, tell: Tell, only: Callable[[ModelFile], bool] = lambda _: True
+    ) -> Path:
+        """Return a folder with exactly these files, all verified; fetch what the cache lacks."""
+        held, files = Cache(cache), [file for file in model.files if only(file)]
+        blobs = {}
+        with tell.progress("model", f"{model.name} {model.version}", sum(file.size_bytes for file in files)) as advance:
+            for file in files:
+                blobs[file] = held.fetch(file, lambda file, start: self._stream(model, file, start), advance)
+        return held.folder(blobs)
+
+    def layer_bytes(self, model: Model, *, cache: Path) -> Iterator[bytes]:
+        """Yield the model's image layer; raises `ModelCorrupt` at the end of a file that is not the promised one."""
+        held = Cache(cache)
+
+        def read(file: ModelFile) -> Iterable[bytes]:
+            found = held.find(file)
+            wrong = ModelCorrupt(f"{file.path} in {self}: the bytes that came are not those of {file.digest}")
+            return durable.read(found) if found else _promised(self._stream(model, file, 0), file, wrong)
+
+        return manifest.layer(model.files, model.digest, read)
+
+    # -- aliases -------------------------------------------------------------------------
+
+    def promote(
+        self, name: str, version: int, alias: str, *, who: str, why: str, expected: int | None = None
+    ) -> Move | None:
+        """Move an alias to a version; `None` when it is there already.
+
+        Raises `AliasMoved` when somebody else is first, or when it does not name `expected`.
+        """
+        alias = _alias(alias)
+        self.show(name, version)
+        current = self._alias(name, alias)
+        if expected is not None and (current is None or current[1].version != expected):
+            raise _moved(alias, current, f"not version {expected}")
+        if current and current[1].version == version:
+            return None
+        move = self._move(name, alias, current, version, who=who, why=why)
+        if move is None:
+            raise _moved(alias, self._alias(name, alias), "moved in this moment")
+        return move
+
+    def history(self, name: str) -> tuple[Move, ...]:
+        """Return every move of an alias, oldest first."""
+        keys = (f"{_name(name)}/log/{number}.json" for number in sorted(self._numbers(name, "log")))
+        moves = [manifest.parse_move(stored.data, where=key) for key in keys if (stored := self._store.read(key))]
+        current = (self._alias(name, alias) for alias in self.aliases(name))
+        # a promoter that was killed between its two writes has moved the alias, and told it there alone
+        moves += [found[1] for found in current if found and found[1] not in moves]
+        return tuple(sorted(moves, key=lambda move: move.when))
+
+    def _move(
+        self, name: str, alias: str, current: tuple[Stored, Move] | None, version: int, *, who: str, why: str
+    ) -> Move | None:
+        previous = current[1].version if current else None
+        move = Move(alias=alias, previous=previous, version=version, who=who, when=self._now(), why=why)
+        key, data = f"{name}/aliases/{alias}.json", manifest.encoded(move)
+        moved = self._store.replace(key, data, etag=current[0].etag) if current else self._store.create(key, data)
+        if not moved:
+            return None
+        number = max(self._numbers(name, "log"), default=0) + 1
+        while not self._store.create(f"{name}/log/{number}.json", data):
+            number += 1
+        return move
+
+    def _alias(self, name: str, alias: str) -> tuple[Stored, Move] | None:
+        key = f"{name}/aliases/{alias}.json"
+        stored = self._store.read(key)
+        return (stored, manifest.parse_move(stored.data, where=f"{self}/{key}")) if stored else None
+
+    def _pinned(self, name: str, which: int | str) -> int:
+        if isinstance(which, int):
+            return which
+        current = self._alias(name, _alias(which))
+        if current is None:
+            known = ", ".join(self.aliases(name)) or "none"
+            raise ModelMissing(f"{self} has no alias {which!r} of {name}; its aliases: {known}")
+        return current[1].version
+
+    def _numbers(self, name: str, folder: str = "versions") -> list[int]:
+        found = (_NUMBERED.fullmatch(child) for child in self._store.children(f"{name}/{folder}"))
+        return [int(match[1]) for match in found if match]
+
+    def _known(self, name: str) -> str:
+        numbers = self._numbers(name)
+        if numbers:
+            return f"; it has {min(numbers)} to {max(numbers)}"
+        return f"; it has {', '.join(self.names()) or 'no model at all'}"
+
+    def _stream(self, model: Model, file: ModelFile, start: int) -> Iterator[bytes]:
+        return self._store.stream(_blob(model.name, file), start=start)
+
+
+def _draft(
+    folder: Path,
+    files: tuple[ModelFile, ...],
+    signature: manifest.Signature,
+    *,
+    name: str,
+    publisher: str,
+    commit: str | None,
+    metrics: Mapping[str, float],
+    created: datetime,
+) -> ModelVersion:
+    """Return the manifest but for its number, which is taken last."""
+    digest = manifest.set_digest(files)
+    paths = {file.path for file in files}
+    tar = manifest.layer(files, digest, lambda file: _read_unchanged(folder, file))
+    layer_digest, layer_bytes = manifest.measured(tar)
+    return ModelVersion(
+        name=name,
+        version=1,
+        digest=digest,
+        files=tuple(File(path=file.path, digest=file.digest, size_bytes=file.size_bytes) for file in files),
+        inputs=signature.inputs,
+        outputs=signature.outputs,
+        preprocessing=_json_object(folder / _PREPROCESSING) if _PREPROCESSING in paths else None,
+        golden=Golden(
+            tensors=_cases(paths, golden.TENSORS, ".npz"), exchanges=_cases(paths, exchanges.FOLDER, ".json")
+        ),
+        metrics=dict(metrics),
+        card=_CARD if _CARD in paths else None,
+        publisher=publisher,
+        commit=commit,
+        created=created,
+        layer=LayerSize(digest=layer_digest, size_bytes=layer_bytes),
+    )
+
+
+def _read_unchanged(folder: Path, file: ModelFile) -> Iterator[bytes]:
+    """Yield a file of the folder, and see that it is still the one that was inspected."""
+    path = folder / file.path
+    changed = ModelRefused(f"{path} changed while it was published", advice="publish again once it is finished")
+    try:
+        yield from _promised(durable.read(path), file, changed)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _promised(pieces: Iterable[bytes], file: ModelFile, otherwise: ModelError) -> Iterator[bytes]:
+    hashed, held = hashlib.sha256(), 0
+    for piece in pieces:
+        hashed.update(piece)
+        held += len(piece)
+        if held > file.size_bytes:
+            raise otherwise
+        yield piece
+    if hashed.hexdigest() != file.digest.hex:
+        raise otherwise
+
+
+def _counted(pieces: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece
+        advance(len(piece))
+
+
+def _cases(paths: Iterable[str], folder: str, suffix: str) -> tuple[str, ...]:
+    found = (Path(path) for path in paths if path.endswith(suffix))
+    return tuple(sorted(path.stem for path in found if str(path.parent) == folder))
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text("utf-8"))
+    if not isinstance(value, dict):
+        raise ModelRefused(f"{path} is refused: it is no JSON object")
+    return value
+
+
+def _moved(alias: str, current: tuple[Stored, Move] | None, how: str) -> AliasMoved:
+    if current is None:
+        return AliasMoved(f"the alias {alias} does not exist, so it is {how}")
+    move = current[1]
+    return AliasMoved(
+        f"the alias {alias} is {how}: it names version {move.version}, "
+        f"moved by {move.who} at {move.when:%Y-%m-%d %H:%M:%S} UTC ({move.why})"
+    )
+
+
+def _blob(name: str, file: ModelFile) -> str:
+    return f"{name}/blobs/sha256/{file.digest.hex}"
+
+
+def _manifest(name: str, number: int) -> str:
+    return f"{name}/versions/{number}.json"
+
+
+def _name(text: str) -> str:
+    if not _is_name(text):
+        raise ModelError(f"{text!r} is no model's name: lower-case letters, digits, and single . _ - between them")
+    return text
+
+
+def _alias(text: str) -> str:
+    if not _is_name(text) or text.isdigit():
+        raise ModelError(f"{text!r} is no alias: lower-case letters, digits, and single . _ - between them, no number")
+    return text
+
+
+def _is_name(text: str) -> bool:
+    try:
+        _NAME.validate_python(text)
+    except ValidationError:
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""A directory as a store: on a laptop, in a repository, on a shared disk.
+
+Owns the mapping of keys to files. Creation is a hard link, which fails when the name is
+taken; replacement holds the file's own lock. Knows nothing of models. A key that would leave
+the directory is a `ValueError`; symbolic links to objects are not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from shipway.errors import ModelError, ModelMissing
+from shipway.stores import durable
+from shipway.stores.objects import Stored
+
+
+class Directory:
+    """A `Store` in a folder, which comes into being with the first object."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder."""
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def read(self, key: str) -> Stored | None:
+        """See `Store.read`."""
+        try:
+            with _translated("read", self._path(key)):
+                return _stored(b"".join(durable.read(self._path(key))))
+        except ModelMissing:
+            return None
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        with _translated("write", self._path(key), len(data)):
+            return durable.write(self._path(key), [data], replace=False)
+
+    def replace(self, key: str, data: bytes, *, etag: str) -> bool:
+        """See `Store.replace`."""
+        path = self._path(key)
+        try:
+            with _translated("write", path, len(data)), durable.locked(path, create=False) as file:
+                return _stored(file.read()).etag == etag and durable.write(path, [data], replace=True)
+        except ModelMissing:
+            return False
+
+    def size(self, key: str) -> int | None:
+        """See `Store.size`."""
+        try:
+            with _translated("read", self._path(key)):
+                return self._path(key).stat(follow_symlinks=False).st_size
+        except ModelMissing:
+            return None
+
+    def put(self, key: str, pieces: Iterable[bytes], *, size_bytes: int) -> None:
+        """See `Store.put`."""
+        with _translated("write", self._path(key), size_bytes):
+            durable.write(self._path(key), pieces, replace=True)
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """See `Store.stream`."""
+        with _translated("read", self._path(key)):
+            yield from durable.read(self._path(key), start=start)
+
+    def children(self, folder: str) -> list[str]:
+        """See `Store.children`; hidden names are not ours."""
+        path = self._path(folder) if folder else self._folder
+        try:
+            with _translated("read", path):
+                return [child.name for child in path.iterdir() if not child.name.startswith(".")]
+        except ModelMissing:
+            return []
+
+    def _path(self, key: str) -> Path:
+        if any(part in {"", ".", ".."} or "\0" in part for part in key.split("/")):
+            message = f"not a key: {key!r}"
+            raise ValueError(message)
+        return self._folder / key
+
+
+def _stored(data: bytes) -> Stored:
+    return Stored(data=data, etag=hashlib.sha256(data).hexdigest())
+
+
+@contextlib.contextmanager
+def _translated(what: str, path: Path, size_bytes: int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelMissing(f"there is no {path}") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ModelError(f"{path} is a symbolic link, which a store may not hold") from error
+        amount = "" if size_bytes is None else f" ({size_bytes:,} bytes)"
+        raise ModelError(f"cannot {what} {path}{amount}: {error.strerror}") from error

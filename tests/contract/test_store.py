@@ -1,0 +1,248 @@
+"""What every store must do: the fake in memory, the directory, and those to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from shipway.artifacts import Digest, Model, ModelFile
+from shipway.console import Console
+from shipway.errors import ModelCorrupt, ModelError, ModelMissing
+from shipway.proc import Proc
+from shipway.stores import manifest
+from shipway.stores.cache import Cache
+from shipway.stores.catalogue import Catalogue
+from shipway.stores.directory import Directory
+from shipway.stores.objects import Store
+from tests import memory_store
+from tests.memory_store import Fault, Faulty, MemoryStore
+
+STORES: dict[str, Callable[[Path], Store]] = {
+    "memory": lambda _folder: MemoryStore(),
+    "directory": lambda folder: Directory(folder / "store"),
+}
+CONTENT = bytes(range(256)) * 40
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return STORES[request.param](tmp_path)
+
+
+def test_read_gives_nothing_when_there_is_no_object(store: Store) -> None:
+    assert store.read("a/b.json") is None
+    assert store.size("a/b.json") is None
+
+
+def test_create_refuses_when_the_object_exists(store: Store) -> None:
+    assert store.create("a/b.json", b"first")
+
+    assert not store.create("a/b.json", b"second")
+
+    stored = store.read("a/b.json")
+    assert stored is not None
+    assert stored.data == b"first"
+
+
+def test_create_succeeds_once_when_many_try(store: Store) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        won = list(threads.map(lambda each: store.create("a/1.json", b"%d" % each), range(64)))
+
+    assert won.count(True) == 1
+    stored = store.read("a/1.json")
+    assert stored is not None
+    assert stored.data == b"%d" % won.index(True)
+
+
+def test_replace_refuses_when_the_object_was_changed(store: Store) -> None:
+    store.create("a/b.json", b"first")
+    old = store.read("a/b.json")
+    assert old is not None
+    assert store.replace("a/b.json", b"second", etag=old.etag)
+
+    assert not store.replace("a/b.json", b"third", etag=old.etag)
+
+    new = store.read("a/b.json")
+    assert new is not None
+    assert new.data == b"second"
+
+
+def test_replace_refuses_when_there_is_no_object(store: Store) -> None:
+    assert not store.replace("a/b.json", b"new", etag="0")
+    assert store.read("a/b.json") is None
+
+
+def test_replace_loses_no_change_when_many_try(store: Store) -> None:
+    store.create("count", b"0")
+
+    def add_one(_each: int) -> None:
+        while True:
+            seen = store.read("count")
+            assert seen is not None
+            if store.replace("count", b"%d" % (int(seen.data) + 1), etag=seen.etag):
+                return
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add_one, range(40)))
+
+    final = store.read("count")
+    assert final is not None
+    assert final.data == b"40"
+
+
+def test_put_replaces_what_is_there(store: Store) -> None:
+    store.put("a/blob", [b"damaged"], size_bytes=7)
+
+    store.put("a/blob", [CONTENT[:5000], CONTENT[5000:]], size_bytes=len(CONTENT))
+
+    assert b"".join(store.stream("a/blob")) == CONTENT
+    assert store.size("a/blob") == len(CONTENT)
+
+
+@pytest.mark.parametrize("before", [{}, {"blob": b"old"}])
+def test_put_changes_nothing_when_the_source_fails(store: Store, before: dict[str, bytes]) -> None:
+    for name, data in before.items():
+        store.put(f"a/{name}", [data], size_bytes=len(data))
+
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        message = "no more"
+        raise ModelError(message)
+
+    with pytest.raises(ModelError, match="no more"):
+        store.put("a/blob", broken(), size_bytes=8)
+
+    assert {name: b"".join(store.stream(f"a/{name}")) for name in store.children("a")} == before
+
+
+def test_stream_goes_on_when_an_offset_is_given(store: Store) -> None:
+    store.put("a/blob", [CONTENT], size_bytes=len(CONTENT))
+
+    assert b"".join(store.stream("a/blob", start=4321)) == CONTENT[4321:]
+    assert b"".join(store.stream("a/blob", start=len(CONTENT))) == b""
+
+
+def test_stream_says_so_when_there_is_no_object(store: Store) -> None:
+    with pytest.raises(ModelMissing, match="a/blob"):
+        list(store.stream("a/blob"))
+
+
+def test_children_are_the_names_directly_below(store: Store) -> None:
+    for key in ("m/versions/1.json", "m/versions/10.json", "m/blobs/sha256/ab", "n/log/1.json"):
+        store.create(key, b"{}")
+
+    assert sorted(store.children("")) == ["m", "n"]
+    assert sorted(store.children("m")) == ["blobs", "versions"]
+    assert sorted(store.children("m/versions")) == ["1.json", "10.json"]
+    assert store.children("m/aliases") == []
+
+
+# -- faults of what is streamed: never accepted, never cached ------------------------------
+
+FAULTS: dict[str, Fault] = {
+    "reset": memory_store.reset,
+    "shortened": memory_store.shortened,
+    "flipped": memory_store.flipped,
+    "lengthened": memory_store.lengthened,
+}
+
+
+@pytest.fixture
+def model(store: Store) -> Model:
+    file = ModelFile(path="model.onnx", digest=Digest.of(CONTENT), size_bytes=len(CONTENT))
+    store.put(f"adds/blobs/sha256/{file.digest.hex}", [CONTENT], size_bytes=len(CONTENT))
+    digest = manifest.set_digest([file])
+    layer, layer_bytes = manifest.measured(manifest.layer([file], digest, lambda _file: [CONTENT]))
+    return manifest.ModelVersion(
+        name="adds",
+        version=1,
+        digest=digest,
+        files=(manifest.File(path=file.path, digest=file.digest, size_bytes=file.size_bytes),),
+        inputs=(),
+        outputs=(),
+        preprocessing=None,
+        golden=manifest.Golden(tensors=("one",), exchanges=()),
+        metrics={},
+        card=None,
+        publisher="ada",
+        commit=None,
+        created=datetime(2026, 11, 23, tzinfo=UTC),
+        layer=manifest.LayerSize(digest=layer, size_bytes=layer_bytes),
+    ).model
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_pull_accepts_nothing_when_the_store_sends_something_else(
+    store: Store, model: Model, fault: str, tmp_path: Path
+) -> None:
+    catalogue = Catalogue(Faulty(store, FAULTS[fault], times=-1), run=Proc())
+
+    with pytest.raises(ModelError):
+        catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
+
+    assert Cache(tmp_path / "cache").find(model.files[0]) is None
+    assert not (tmp_path / "cache/models").exists()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_pull_is_whole_when_it_is_run_again_after_a_fault(
+    store: Store, model: Model, fault: str, tmp_path: Path
+) -> None:
+    faulty = Faulty(store, FAULTS[fault], times=-1)
+    catalogue = Catalogue(faulty, run=Proc())
+    with pytest.raises(ModelError):
+        catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
+    faulty.times = 0
+
+    folder = catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"model.onnx": CONTENT}
+
+
+def test_pull_fetches_the_rest_alone_when_it_was_cut(store: Store, model: Model, tmp_path: Path) -> None:
+    faulty = Faulty(store, memory_store.reset, times=1)
+    catalogue = Catalogue(faulty, run=Proc())
+    with pytest.raises(ModelError):
+        catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
+
+    catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
+
+    assert faulty.starts == [0, len(CONTENT) // 2]
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"reset"}))
+def test_pull_tries_again_when_one_answer_is_wrong(store: Store, model: Model, fault: str, tmp_path: Path) -> None:
+    catalogue = Catalogue(Faulty(store, FAULTS[fault], times=1), run=Proc())
+
+    folder = catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
+
+    assert (folder / "model.onnx").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_layer_bytes_raise_when_the_store_sends_something_else(
+    store: Store, model: Model, fault: str, tmp_path: Path
+) -> None:
+    catalogue = Catalogue(Faulty(store, FAULTS[fault], times=-1), run=Proc())
+
+    with pytest.raises(ModelError):
+        list(catalogue.layer_bytes(model, cache=tmp_path / "cache"))
+
+
+def test_layer_bytes_are_those_that_the_manifest_names(store: Store, model: Model, tmp_path: Path) -> None:
+    catalogue = Catalogue(store, run=Proc())
+
+    streamed = b"".join(catalogue.layer_bytes(model, cache=tmp_path / "cache"))
+
+    assert (Digest.of(streamed), len(streamed)) == (model.layer.digest, model.layer.size_bytes)
+
+
+def test_pull_says_which_file_when_it_is_damaged_for_good(store: Store, model: Model, tmp_path: Path) -> None:
+    catalogue = Catalogue(Faulty(store, memory_store.flipped, times=-1), run=Proc())
+
+    with pytest.raises(ModelCorrupt, match=r"model\.onnx: the bytes that came are not those of sha256:"):
+        catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
