@@ -1,0 +1,1 @@
+"""OCI images without a daemon: layers made from git and wheels, composed, stored, unpacked."""

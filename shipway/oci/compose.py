@@ -1,0 +1,251 @@
+"""Parts to image: the manifest and configuration that hold them together, and back again.
+
+Owns the image's format: its labels, environment and build id. Pure: reads no file, starts
+nothing, and the same parts give the same bytes. The build id is the hash of exactly what
+runs (platform, layers as unpacked, command, environment, ports, user), not of the commit:
+a commit that changes only the documentation makes no new build.
+https://github.com/opencontainers/image-spec/blob/v1.1.0/config.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelRef, Snapshot, Version
+from shipway.config import ServiceSettings, Settings
+from shipway.errors import BaseRefused
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+TAR = "application/vnd.oci.image.layer.v1.tar"
+TAR_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+MAX_LAYERS = 127  # overlay2 mounts no more
+
+_OCI = "org.opencontainers.image."
+_OURS = "dev.shipway."
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What an image stands on: layers, and what their configuration passes on."""
+
+    architecture: str
+    os: str
+    layers: tuple[Layer, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
+
+
+Source = Callable[[], Iterable[bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """An image, and how to make the bytes of each layer that somebody may lack."""
+
+    image: Image
+    sources: Mapping[Digest, Source]
+
+
+def compose(
+    base: Base, *, dependencies: Sequence[Layer], model: Model, app: Layer, settings: Settings, snapshot: Snapshot
+) -> Image:
+    """Return the image of these parts. Raises `BaseRefused` when they are too many layers."""
+    service = settings.service
+    environment = {
+        "PATH": _PATH,
+        **base.environment,
+        "PYTHONPATH": "/srv/site-packages:/srv",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **settings.image.environment,
+        "PORT": str(service.port),
+        **{name: str(port) for name, port in service.ports.items()},
+    }
+    created = datetime.fromtimestamp(snapshot.time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    config = {
+        "created": created,
+        "architecture": base.architecture,
+        "os": base.os,
+        "config": {
+            "User": settings.image.user,
+            "WorkingDir": "/srv",
+            "Cmd": list(service.command),
+            "ExposedPorts": {f"{port}/tcp": {} for port in (service.port, *service.ports.values())},
+            "Labels": _labels(settings, snapshot, created),
+        },
+        "history": [dict(entry) for entry in base.history],
+    }
+    layers = (*base.layers, *dependencies, model_layer(model), app)
+    return _finish(config, environment, layers, model_ref(model))
+
+
+def _labels(settings: Settings, snapshot: Snapshot, created: str) -> dict[str, str]:
+    return {
+        f"{_OCI}created": created,
+        f"{_OCI}revision": snapshot.commit + ("-dirty" if snapshot.dirty else ""),
+        f"{_OCI}title": settings.project.name,
+        f"{_OCI}version": snapshot.label,
+        f"{_OURS}service": canonical(settings.service.model_dump(mode="json")).decode(),
+    }
+
+
+def with_model(image: Image, model: ModelRef, layer: Layer) -> Image:
+    """Return `image` with another model, as if it had been composed with it."""
+    config = json.loads(image.config)
+    ours = sum(layer.part != "base" for layer in image.layers)
+    config["history"] = config["history"][: len(config["history"]) - ours]
+    layers = tuple(layer if old.part == "model" else old for old in image.layers)
+    return _finish(config, environment(image), layers, model)
+
+
+def _finish(config: dict[str, Any], env: dict[str, str], layers: Sequence[Layer], model: ModelRef) -> Image:
+    """Complete a configuration with what depends on the model and on the layers."""
+    if len(layers) > MAX_LAYERS:
+        message = f"the image would have {len(layers)} layers, and no runtime mounts more than {MAX_LAYERS}"
+        raise BaseRefused(message)
+    env |= {
+        "MODEL_DIR": f"/srv/models/{model.digest.hex}",
+        "MODEL_NAME": model.name,
+        "MODEL_VERSION": str(model.version),
+        "MODEL_DIGEST": model.digest,
+    }
+    run = config["config"]
+    build = _build_id(config, env, layers)
+    run["Env"] = [f"{name}={value}" for name, value in sorted({**env, "SHIPWAY_BUILD": build}.items())]
+    run["Labels"] |= {
+        f"{_OURS}build": build,
+        f"{_OURS}model.name": model.name,
+        f"{_OURS}model.version": str(model.version),
+        f"{_OURS}model.digest": model.digest,
+    }
+    config["rootfs"] = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
+    config["history"] += [
+        {"created": config["created"], "created_by": f"shipway: {layer.part}, {layer.title}"}
+        for layer in layers
+        if layer.part != "base"
+    ]
+    written = canonical(config)
+    return Image(build=build, manifest=_manifest(written, run["Labels"], layers), config=written, layers=tuple(layers))
+
+
+def _build_id(config: Mapping[str, Any], env: Mapping[str, str], layers: Sequence[Layer]) -> str:
+    what = {
+        "platform": [config["os"], config["architecture"]],
+        "layers": [[layer.part, layer.diff_id] for layer in layers],
+        "environment": {name: value for name, value in env.items() if name != "SHIPWAY_BUILD"},
+        "start": [config["config"][key] for key in ("Cmd", "ExposedPorts", "User", "WorkingDir")],
+    }
+    return hashlib.sha256(canonical(what)).hexdigest()[:16]
+
+
+def _manifest(config: bytes, labels: Mapping[str, str], layers: Sequence[Layer]) -> bytes:
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": Digest.of(config), "size": len(config)},
+            "layers": [layer_entry(layer) for layer in layers],
+            "annotations": {key: text for key, text in labels.items() if key.startswith((_OCI, _OURS))},
+        }
+    )
+
+
+def layer_entry(layer: Layer) -> dict[str, Any]:
+    """Return a layer as a manifest names it, which is all but its diff_id."""
+    return {
+        "mediaType": layer.descriptor.media_type,
+        "digest": layer.descriptor.digest,
+        "size": layer.descriptor.size_bytes,
+        "annotations": {f"{_OURS}part": layer.part, f"{_OCI}title": layer.title},
+    }
+
+
+def model_ref(model: Model) -> ModelRef:
+    """Return which model this is."""
+    return ModelRef(name=model.name, version=model.version, digest=model.digest)
+
+
+def model_layer(model: Model) -> Layer:
+    """Return a model's layer: it is not compressed, so its diff_id is its digest."""
+    return Layer(
+        part="model",
+        title=f"{model.name} version {model.version}",
+        descriptor=model.layer,
+        diff_id=model.layer.digest,
+    )
+
+
+def canonical(value: Any) -> bytes:
+    """Return JSON that is the same for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+# -- and back again ----------------------------------------------------------------------
+
+
+def config_descriptor(manifest: bytes) -> Descriptor:
+    """Return which configuration a manifest names; raises `ValueError`, `KeyError`, `TypeError`."""
+    return _descriptor(json.loads(manifest)["config"])
+
+
+def parse(manifest: bytes, config: bytes) -> Image:
+    """Return a composed image from its stored bytes.
+
+    Raises `ValueError`, `KeyError` or `TypeError` for an image that shipway did not compose.
+    """
+    labels = json.loads(config)["config"]["Labels"]
+    diff_ids = json.loads(config)["rootfs"]["diff_ids"]
+    entries = json.loads(manifest)["layers"]
+    layers = tuple(read_layer(entry, diff_id) for entry, diff_id in zip(entries, diff_ids, strict=True))
+    return Image(build=labels[f"{_OURS}build"], manifest=manifest, config=config, layers=layers)
+
+
+def read_layer(entry: Mapping[str, Any], diff_id: str) -> Layer:
+    """Return what `layer_entry` wrote; raises as `parse` does."""
+    about = entry["annotations"]
+    return Layer(
+        part=about[f"{_OURS}part"],
+        title=about[f"{_OCI}title"],
+        descriptor=_descriptor(entry),
+        diff_id=Digest(diff_id),
+    )
+
+
+def _descriptor(entry: Mapping[str, Any]) -> Descriptor:
+    return Descriptor(media_type=entry["mediaType"], digest=Digest(entry["digest"]), size_bytes=int(entry["size"]))
+
+
+def environment(image: Image) -> dict[str, str]:
+    """Return the environment the service is started with."""
+    return dict(item.split("=", 1) for item in json.loads(image.config)["config"]["Env"])
+
+
+def service(image: Image) -> ServiceSettings:
+    """Return what the image owes a target: its command, ports, paths and time-outs."""
+    return ServiceSettings.model_validate_json(_label(image, f"{_OURS}service"))
+
+
+def model(image: Image) -> ModelRef:
+    """Return which model the image holds."""
+    return ModelRef(
+        name=_label(image, f"{_OURS}model.name"),
+        version=int(_label(image, f"{_OURS}model.version")),
+        digest=Digest(_label(image, f"{_OURS}model.digest")),
+    )
+
+
+def version(image: Image) -> Version:
+    """Return what a target records of the image."""
+    return Version(digest=image.digest, build=image.build, commit=_label(image, f"{_OCI}revision"), model=model(image))
+
+
+def _label(image: Image, name: str) -> str:
+    return str(json.loads(image.config)["config"]["Labels"][name])

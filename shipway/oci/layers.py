@@ -1,0 +1,111 @@
+"""The app's layer, made from git, and the memory of layers that were made before.
+
+Owns what may go into the app's layer: committed bytes, their modes, and links that stay
+inside. A layer made before is known by its inputs; its bytes are made again only when
+somebody lacks them. Fails with `ImageError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from shipway.artifacts import Descriptor, Digest, Layer
+from shipway.checkout import Checkout, TreeFile
+from shipway.errors import ImageError
+from shipway.oci.compose import TAR_GZIP, Source, canonical, layer_entry, read_layer
+from shipway.oci.staging import write_whole
+from shipway.tarball import Entry, collect, link_stays_inside
+
+_FORMAT = 1  # goes into every key: raise it when the same inputs shall give other bytes
+
+
+class Known:
+    """Layers that were made before, by what they were made from: one small file each."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep the files in `folder`."""
+        self._folder = folder
+
+    def load(self, key: str) -> tuple[Layer, ...] | None:
+        """Return the layers, or nothing where they are not known or the file is damaged."""
+        try:
+            return tuple(read_layer(*pair) for pair in json.loads((self._folder / key).read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self, key: str, layers: Sequence[Layer]) -> None:
+        """Remember the layers."""
+        pairs = [(layer_entry(layer), layer.diff_id) for layer in layers]
+        write_whole(self._folder / key, canonical(pairs), ImageError)
+
+    def forget(self, key: str) -> None:
+        """Make them anew next time."""
+        (self._folder / key).unlink(missing_ok=True)
+
+
+def fingerprint(*inputs: str) -> str:
+    """Return a key for `Known`."""
+    return hashlib.sha256("\0".join((str(_FORMAT), *inputs)).encode()).hexdigest()
+
+
+def app(checkout: Checkout, tree: str, include: Sequence[str], known: Known) -> tuple[Layer, Source]:
+    """Return the layer of the committed files in `include`, below `/srv`.
+
+    Raises `ImageError` for a folder without committed files, for a submodule, and for a
+    symbolic link that leads out of its folder.
+    """
+    key = fingerprint("app", tree, *include, installed_version("deflate"))
+    if (layers := known.load(key)) is not None:
+        return layers[0], lambda: [_compress(_app_archive(checkout, tree, include))]
+    plain = _app_archive(checkout, tree, include)
+    stored = _compress(plain)
+    layer = Layer(
+        part="app",
+        title=", ".join(include),
+        descriptor=Descriptor(media_type=TAR_GZIP, digest=Digest.of(stored), size_bytes=len(stored)),
+        diff_id=Digest.of(plain),
+    )
+    known.save(key, [layer])
+    return layer, lambda: [stored]
+
+
+def _compress(data: bytes) -> bytes:
+    """Compress with libdeflate, pinned in setup.cfg: zlib's output differs from build to build."""
+    from deflate import gzip_compress  # noqa: PLC0415 - not needed when the layer is known
+
+    return bytes(gzip_compress(data, 6))
+
+
+def _app_archive(checkout: Checkout, tree: str, include: Sequence[str]) -> bytes:
+    try:
+        return collect(_app_entries(checkout, tree, include))
+    except ValueError as error:
+        raise ImageError(f"[image] include cannot be packed: {error}") from error
+
+
+def _app_entries(checkout: Checkout, tree: str, include: Sequence[str]) -> Iterator[Entry]:
+    folders: dict[TreeFile, str] = {}
+    for folder in include:
+        found = checkout.files(tree, folder)
+        if not found:
+            raise ImageError(f"[image] include names {folder!r}, where git has no file", advice="git add and commit it")
+        folders |= dict.fromkeys(found, folder)
+    if submodule := next((file.path for file in folders if file.kind == "submodule"), None):
+        raise ImageError(f"{submodule} is a git submodule, whose files this checkout does not hold")
+    for file, data in checkout.read(folders):
+        yield _app_entry(file, data, folders[file])
+
+
+def _app_entry(file: TreeFile, data: bytes, folder: str) -> Entry:
+    path = f"srv/{file.path}"
+    if file.kind != "symlink":
+        executable = file.kind == "executable"
+        return Entry(path=path, size_bytes=len(data), read=lambda: [data], executable=executable)
+    target = data.decode("utf-8", "replace")
+    if not link_stays_inside(file.path, target, folder):
+        raise ImageError(f"{file.path} is a symbolic link that leads out of {folder}/: {target}")
+    return Entry(path=path, link=target)

@@ -1,0 +1,91 @@
+"""Stage `image`: what the image is made of, decided to the byte, before any byte is made.
+
+Brings the four parts together: base, dependencies, model, app. Whatever was made before on
+this machine is known by its inputs, so that a release where nothing changed reads nothing,
+and starts neither uv nor a download. Writes nothing but its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from shipway.artifacts import Image, Model, Snapshot
+from shipway.checkout import Checkout
+from shipway.config import Settings
+from shipway.console import Tell, size
+from shipway.errors import DirtyTree, ImageError
+from shipway.oci import compose as parts
+from shipway.oci.base import read_base
+from shipway.oci.compose import Composed
+from shipway.oci.layers import Known, app
+from shipway.oci.staging import sweep
+from shipway.oci.wheels import Dependencies, Target
+from shipway.proc import Run
+
+STAGE = "image"
+
+
+def compose(
+    settings: Settings,
+    *,
+    checkout: Checkout,
+    snapshot: Snapshot,
+    model: Model,
+    model_bytes: Callable[[Model], Iterable[bytes]],
+    cache: Path,
+    proc: Run,
+    tell: Tell,
+    allow_dirty: bool,
+) -> Composed:
+    """Compose the image of a snapshot and a model.
+
+    Raises `DirtyTree` unless `allow_dirty`, `BaseRefused`, `DependenciesFailed`, `ImageError`.
+    """
+    if snapshot.dirty and not allow_dirty:
+        raise DirtyTree("tracked files are changed, so nobody could make this image again")
+    _warn_of_untracked(settings, checkout, tell)
+    sweep(cache)
+    known, target = Known(cache / "layers"), Target.of(settings.image)
+    base, sources = read_base(settings.image.base, root=checkout.root, platform=target.platform, known=known)
+    lock = _lock(settings, checkout, snapshot)
+    dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
+    app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
+    image = parts.compose(
+        base, dependencies=dependencies.layers(), model=model, app=app_layer, settings=settings, snapshot=snapshot
+    )
+    tell.say(STAGE, _summary(image))
+    return Composed(
+        image=image,
+        sources={
+            **sources,
+            **{layer.descriptor.digest: dependencies.source(layer) for layer in dependencies.layers()},
+            model.layer.digest: partial(model_bytes, model),
+            app_layer.descriptor.digest: app_source,
+        },
+    )
+
+
+def recombine(code: Image, model: Image) -> Composed:
+    """Return `code` with the model of another image: only its documents are new."""
+    layer = next(layer for layer in model.layers if layer.part == "model")
+    return Composed(image=parts.with_model(code, parts.model(model), layer), sources={})
+
+
+def _warn_of_untracked(settings: Settings, checkout: Checkout, tell: Tell) -> None:
+    if names := checkout.untracked(settings.image.include):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        tell.warn(f"{names[0]}{more} not in the image: git does not track it")
+
+
+def _lock(settings: Settings, checkout: Checkout, snapshot: Snapshot) -> bytes:
+    name = settings.image.requirements
+    for _, data in checkout.read(file for file in checkout.files(snapshot.tree, name) if file.path == name):
+        return data
+    raise ImageError(f"git has no file {name}, which [image] requirements names", advice=f"git add {name}; git commit")
+
+
+def _summary(image: Image) -> str:
+    named = ", ".join(f"{part} {size(image.size_bytes(part))}" for part in ("dependencies", "model", "app"))
+    return f"build {image.build}: {named}"

@@ -1,0 +1,127 @@
+"""What the real git says of real checkouts."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shipway.artifacts import Snapshot
+from shipway.checkout import Checkout
+from shipway.errors import CheckoutError
+from shipway.proc import Proc
+
+COMMITTED_S = 1_767_323_045
+
+
+def _git(root: Path, *words: str) -> str:
+    who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    dates = {"GIT_AUTHOR_DATE": f"@{COMMITTED_S} +0545", "GIT_COMMITTER_DATE": f"@{COMMITTED_S} +0545"}
+    argv = ["env", *(f"{name}={value}" for name, value in dates.items()), "git", "-C", str(root), *who, *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "checkout"
+    for path, text in {"app/a.py": "a", "app/b.py": "b", "store/model": "m", "README": "r"}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    _git(root, "init", "--quiet")
+    _git(root, "add", "--all")
+    _git(root, "commit", "--quiet", "--message", "first")
+    return root
+
+
+def _committed(root: Path) -> Snapshot:
+    commit, tree = _git(root, "rev-parse", "HEAD", "HEAD^{tree}").split()
+    return Snapshot(commit=commit, tree=tree, dirty=False, time_s=COMMITTED_S)
+
+
+def _contents(checkout: Checkout, tree: str, folder: str = "app") -> dict[str, bytes]:
+    return {file.path: data for file, data in checkout.read(checkout.files(tree, folder))}
+
+
+def test_snapshot_is_the_commit_when_nothing_changed(root: Path) -> None:
+    (root / "app/a.py").touch()
+    (root / "app/untracked.py").write_text("u")
+
+    assert Checkout(root, Proc()).snapshot() == _committed(root)
+
+
+def test_snapshot_holds_files_as_they_stand_when_tracked_ones_changed(root: Path) -> None:
+    (root / "app/a.py").write_text("c")  # as long as before, and in the same second
+    (root / "app/b.py").unlink()
+    checkout = Checkout(root, Proc())
+
+    snapshot = checkout.snapshot()
+
+    assert (snapshot.commit, snapshot.dirty) == (_committed(root).commit, True)
+    assert _contents(checkout, snapshot.tree) == {"app/a.py": b"c"}
+    assert snapshot.label.endswith("-dirty")
+
+
+def test_snapshot_takes_excluded_paths_as_committed_when_they_changed(root: Path) -> None:
+    (root / "store/model").write_text("a new version")
+
+    assert Checkout(root, Proc()).snapshot(exclude=["store"]) == _committed(root)
+
+
+def test_index_and_checkout_are_untouched_when_a_snapshot_is_taken(root: Path) -> None:
+    (root / "app/a.py").write_text("changed")
+    before = (_git(root, "status", "--porcelain=v2"), (root / ".git/index").read_bytes())
+
+    Checkout(root, Proc()).snapshot()
+
+    assert ((_git(root, "status", "--porcelain=v2")), (root / ".git/index").read_bytes()) == before
+
+
+def test_snapshot_is_of_this_checkout_when_a_hook_of_another_starts_us(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other.index"))
+    expected = Checkout(root, Proc()).snapshot()
+    monkeypatch.undo()
+
+    assert expected == _committed(root)
+
+
+def test_files_are_those_of_the_folder_when_the_project_is_a_part_of_the_checkout(root: Path) -> None:
+    (root / "README").write_text("changed outside of the project")
+    checkout = Checkout(root / "app", Proc())
+
+    snapshot = checkout.snapshot()
+
+    assert not snapshot.dirty
+    assert _contents(checkout, snapshot.tree, ".") == {"a.py": b"a", "b.py": b"b"}
+
+
+def test_bytes_are_the_committed_ones_when_git_would_convert_them(root: Path) -> None:
+    (root / ".gitattributes").write_text("*.py text eol=crlf ident\n")
+    (root / "app/a.py").write_text("$Id$\n")
+    _git(root, "add", "--all")
+    _git(root, "commit", "--quiet", "--message", "attributes")
+    checkout = Checkout(root, Proc())
+
+    assert _contents(checkout, checkout.snapshot().tree)["app/a.py"] == b"$Id$\n"
+
+
+def test_untracked_are_named_when_git_neither_tracks_nor_ignores_them(root: Path) -> None:
+    (root / ".gitignore").write_text("*.log\n")
+    for name in ("app/new.py", "app/x.log", "outside.py"):
+        (root / name).touch()
+
+    assert Checkout(root, Proc()).untracked(["app"]) == ("app/new.py",)
+
+
+@pytest.mark.parametrize("prepare", [lambda _: None, lambda root: _git(root, "init", "--quiet")], ids=["none", "empty"])
+def test_checkout_is_refused_when_there_is_no_commit(tmp_path: Path, prepare: object) -> None:
+    if callable(prepare):
+        prepare(tmp_path)
+
+    with pytest.raises(CheckoutError) as caught:
+        Checkout(tmp_path, Proc()).snapshot()
+    assert "at least one commit" in caught.value.next
+    assert caught.value.tail.startswith("fatal: ")

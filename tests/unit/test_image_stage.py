@@ -1,0 +1,157 @@
+"""The stage `image`, as far as it goes without git and uv; `tests/system/test_image_made.py` goes all the way."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shipway.artifacts import Descriptor, Digest, Model, ModelFile, Snapshot
+from shipway.checkout import Checkout
+from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
+from shipway.console import Console
+from shipway.errors import DependenciesFailed, DirtyTree, ImageError
+from shipway.oci import compose
+from shipway.oci.compose import TAR, Composed
+from shipway.proc import Completed
+from shipway.stages import image as stage
+
+SNAPSHOT = Snapshot(commit="c" * 40, tree="7" * 40, dirty=False, time_s=1_700_000_000)
+GOOD = {"app/a.py": b"print()", "app/requirements.txt": b""}
+
+
+class Tools:
+    """Git with some committed files, and uv with no wheel: it installs an empty lock alone."""
+
+    def __init__(self, files: Mapping[str, bytes], untracked: bytes = b"") -> None:
+        self.files, self.untracked = files, untracked
+        self.asked: list[str] = []
+
+    def run(self, argv: Sequence[str | Path], *, stdin: bytes | None = None, **_: Any) -> Completed:
+        words = [str(word) for word in argv]
+        command = words[words.index("git") + 1] if "git" in words else "uv"
+        self.asked.append(command)
+        if command == "uv":
+            lock = Path(words[words.index("--requirements") + 1]).read_bytes()
+            return Completed(argv=(), code=1 if lock else 0, stdout=b"", tail="no wheel")
+        answers = {"ls-files": self.untracked, "ls-tree": self._listed(words[-1]), "cat-file": self._read(stdin or b"")}
+        return Completed(argv=(), code=0, stdout=answers[command], tail="")
+
+    def _listed(self, folder: str) -> bytes:
+        return b"".join(
+            f"100644 blob {Digest.of(data).hex} {len(data)}\t{path}\0".encode()
+            for path, data in self.files.items()
+            if f"{path}/".startswith(f"{folder}/")
+        )
+
+    def _read(self, wanted: bytes) -> bytes:
+        by_id = {Digest.of(data).hex: data for data in self.files.values()}
+        found = [(name, by_id[name]) for name in wanted.decode().split()]
+        return b"".join(f"{name} blob {len(data)}\n".encode() + data + b"\n" for name, data in found)
+
+
+def _model(version: int) -> Model:
+    data = str(version).encode()
+    return Model(
+        name="net",
+        version=version,
+        digest=Digest.of(b"set" + data),
+        files=(ModelFile(path="model.onnx", digest=Digest.of(data), size_bytes=1),),
+        layer=Descriptor(media_type=TAR, digest=Digest.of(b"layer" + data), size_bytes=10),
+    )
+
+
+def _compose(
+    folder: Path,
+    tools: Tools,
+    *,
+    snapshot: Snapshot = SNAPSHOT,
+    tell: Console | None = None,
+    allow_dirty: bool = False,
+    model: Model | None = None,
+) -> Composed:
+    settings = Settings(
+        project=ProjectSettings(name="x"),
+        model=ModelSettings(name="net", store="store"),
+        image=ImageSettings(include=("app",)),
+        service=ServiceSettings(command=("python",)),
+    )
+    return stage.compose(
+        settings,
+        checkout=Checkout(folder, tools),
+        snapshot=snapshot,
+        model=model or _model(1),
+        model_bytes=lambda model: [str(model.version).encode()],
+        cache=folder / "cache",
+        proc=tools,
+        tell=tell or Console(err=io.StringIO()),
+        allow_dirty=allow_dirty,
+    )
+
+
+def test_sources_give_each_layer_when_the_image_is_composed(tmp_path: Path) -> None:
+    composed = _compose(tmp_path, Tools(GOOD))
+
+    model, app = composed.image.layers
+    assert (model.part, app.part) == ("model", "app")
+    assert b"".join(composed.sources[model.descriptor.digest]()) == b"1"
+    assert Digest.of(b"".join(composed.sources[app.descriptor.digest]())) == app.descriptor.digest
+
+
+def test_neither_app_nor_uv_is_touched_when_the_tree_is_known(tmp_path: Path) -> None:
+    first, tools = _compose(tmp_path, Tools(GOOD)), Tools(GOOD)
+
+    again = _compose(tmp_path, tools)
+
+    assert again.image == first.image
+    assert tools.asked == ["ls-files", "ls-tree", "cat-file"]  # the last two for the lock
+    app = first.image.layers[-1].descriptor.digest
+    assert list(again.sources[app]()) == list(first.sources[app]())
+
+
+def test_dirty_tree_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    dirty = Snapshot(commit="c" * 40, tree="7" * 40, dirty=True, time_s=0)
+
+    with pytest.raises(DirtyTree):
+        _compose(tmp_path, Tools({}), snapshot=dirty)
+    assert compose.version(_compose(tmp_path, Tools(GOOD), snapshot=dirty, allow_dirty=True).image).commit.endswith(
+        "-dirty"
+    )
+
+
+def test_user_is_warned_when_a_file_is_not_tracked(tmp_path: Path) -> None:
+    log = io.StringIO()
+
+    _compose(tmp_path, Tools(GOOD, untracked=b"app/new.py\0app/b.py\0"), tell=Console(err=log))
+
+    assert "warning   app/new.py and 1 more not in the image: git does not track it" in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ({"app/a.py": b""}, ImageError, "no file app/requirements.txt"),
+        ({"app/requirements.txt": b"x"}, DependenciesFailed, "uv ended with 1"),
+        ({"app/requirements.txt/x": b""}, ImageError, "no file app/requirements.txt"),
+    ],
+)
+def test_image_is_refused_when_a_part_is_missing(
+    tmp_path: Path, files: dict[str, bytes], error: type[ImageError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        _compose(tmp_path, Tools(files))
+
+
+def test_recombined_image_is_the_composed_one_when_code_and_model_are_those(tmp_path: Path) -> None:
+    code = _compose(tmp_path, Tools(GOOD)).image
+    other = _compose(tmp_path, Tools({**GOOD, "app/b.py": b"b"}), model=_model(2), snapshot=_later()).image
+    wanted = _compose(tmp_path, Tools(GOOD), model=_model(2)).image
+
+    assert stage.recombine(code, other) == Composed(image=wanted, sources={})
+
+
+def _later() -> Snapshot:
+    return Snapshot(commit="d" * 40, tree="8" * 40, dirty=False, time_s=1_800_000_000)

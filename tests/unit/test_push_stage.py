@@ -1,0 +1,147 @@
+"""The stage `push`: only what lacks moves, names come last, and every step is told."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from shipway.artifacts import Descriptor, Digest, Layer, Model, Snapshot
+from shipway.config import ModelSettings, ProjectSettings, ServiceSettings, Settings
+from shipway.console import Console
+from shipway.errors import ImageCorrupt, ImageMissing, PushError
+from shipway.oci import compose
+from shipway.oci.compose import TAR, Base, Composed, Source
+from shipway.oci.layout import Layout
+from shipway.stages import push as stage
+
+
+def _composed(app: bytes, model: bytes = b"weights", wheel: bytes = b"wheel") -> Composed:
+    weights = Model(name="net", version=1, digest=Digest.of(b"set" + model), files=(), layer=_described(model))
+    layers = [
+        Layer(part="dependencies", title="six", descriptor=_described(wheel), diff_id=Digest.of(wheel)),
+        Layer(part="app", title="app", descriptor=_described(app), diff_id=Digest.of(app)),
+    ]
+    image = compose.compose(
+        Base(os="linux", architecture="amd64"),
+        dependencies=layers[:1],
+        model=weights,
+        app=layers[1],
+        settings=Settings(
+            project=ProjectSettings(name="x"),
+            model=ModelSettings(name="net", store="store"),
+            service=ServiceSettings(command=("python",)),
+        ),
+        snapshot=Snapshot(commit="c" * 40, tree="7" * 40, dirty=False, time_s=0),
+    )
+    return Composed(image=image, sources={Digest.of(data): _Source(data) for data in (wheel, model, app)})
+
+
+class _Source:
+    """Gives its bytes, and counts how often it was asked."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.asked = data, 0
+
+    def __call__(self) -> list[bytes]:
+        self.asked += 1
+        return [self.data]
+
+
+def _described(data: bytes) -> Descriptor:
+    return Descriptor(media_type=TAR, digest=Digest.of(data), size_bytes=len(data))
+
+
+def _push(composed: Composed, layout: Layout, *tags: str) -> tuple[str, stage.Sent, list[str]]:
+    log = io.StringIO()
+    ref, sent = stage.push(composed, layout=layout, tags=tags, tell=Console(err=log))
+    return str(ref), sent, log.getvalue().splitlines()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "images")
+
+
+def test_push_writes_all_and_tells_each_step_when_the_layout_is_empty(layout: Layout) -> None:
+    composed = _composed(b"app")
+    documents = len(composed.image.config) + len(composed.image.manifest)
+
+    ref, sent, lines = _push(composed, layout, "build", "tested")
+
+    assert ref == f"layout:{layout.folder}@{composed.image.digest}"
+    assert sent == stage.Sent(bytes_sent=15 + documents, bytes_reused=0)
+    assert layout.tags() == {"build": composed.image.digest, "tested": composed.image.digest}
+    assert [line.split(",")[0] for line in lines[:-1]] == [
+        "push      dependencies six",
+        "push      model net version 1",
+        "push      app app",
+        "push      config",
+        "push      manifest",
+        "push      tag build",
+        "push      tag tested",
+    ]
+
+
+def test_push_moves_only_one_layer_and_the_documents_when_only_code_changed(layout: Layout) -> None:
+    _push(_composed(b"app"), layout)
+    changed = _composed(b"other app")
+    documents = len(changed.image.config) + len(changed.image.manifest)
+    planned = stage.plan(changed, layout=layout)
+
+    _, sent, _ = _push(changed, layout)
+
+    assert planned == {"base": 0, "dependencies": 0, "model": 0, "app": 9, "documents": documents}
+    assert sent == stage.Sent(bytes_sent=9 + documents, bytes_reused=12)
+
+
+def test_push_asks_no_source_when_all_is_there(layout: Layout) -> None:
+    _push(_composed(b"app"), layout)
+    again = _composed(b"app")
+
+    _, sent, _ = _push(again, layout)
+
+    assert (sent.bytes_sent, [source.asked for source in again.sources.values() if isinstance(source, _Source)]) == (
+        0,
+        [0, 0, 0],
+    )
+
+
+def test_recombined_image_costs_its_documents_alone_when_its_layers_are_there(layout: Layout) -> None:
+    code, weights = _composed(b"app", b"old"), _composed(b"later app", b"new")
+    _push(code, layout)
+    _push(weights, layout)
+    mixed = compose.with_model(code.image, compose.model(weights.image), weights.image.layers[1])
+
+    _, sent, _ = _push(Composed(image=mixed, sources={}), layout)
+
+    assert sent.bytes_sent == len(mixed.config) + len(mixed.manifest) < 10_000
+    assert layout.image(mixed.digest) == mixed
+
+
+def test_push_fails_before_any_name_when_a_layer_cannot_be_made(layout: Layout) -> None:
+    with pytest.raises(ImageMissing, match="the dependencies layer 'six'"):
+        _push(Composed(image=_composed(b"app").image, sources={}), layout, "tested")
+
+    assert layout.tags() == {}
+
+
+def test_push_fails_before_any_name_when_a_source_gives_other_bytes(layout: Layout) -> None:
+    composed = _composed(b"app")
+    lying: dict[Digest, Source] = {**composed.sources, Digest.of(b"weights"): _Source(b"weighty")}
+
+    with pytest.raises(PushError, match="nothing was stored"):
+        _push(Composed(image=composed.image, sources=lying), layout, "tested")
+    assert layout.tags() == {}
+
+
+def test_push_fails_before_any_name_when_the_manifest_cannot_be_read_back(layout: Layout) -> None:
+    composed = _composed(b"app")
+    _push(composed, layout)
+    path = layout.path(composed.image.digest)
+    path.write_bytes(bytes(path.stat().st_size))
+
+    with pytest.raises(ImageCorrupt, match=composed.image.digest.hex):
+        _push(composed, layout, "tested")
+    assert layout.tags() == {}
