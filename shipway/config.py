@@ -210,7 +210,8 @@ def load(
     except ValidationError as error:
         mistakes += [_told(mistake, sources) for mistake in error.errors(include_url=False)]
     if mistakes:
-        raise ConfigError(f"the settings of {chosen!r} have {_count(len(mistakes))}:\n" + "\n".join(f"  {line}" for line in mistakes))
+        listed = "\n".join(f"  {line}" for line in mistakes)
+        raise ConfigError(f"the settings of {chosen!r} have {_count(len(mistakes))}:\n{listed}")
     return Loaded(environment=chosen, settings=settings, sources=sources)
 
 

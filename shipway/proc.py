@@ -110,7 +110,7 @@ def signals_as_errors() -> Iterator[None]:
 
     def interrupt(number: int, _frame: object) -> None:
         for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, lambda *_: None)  # SIG_IGN would be inherited by what cleaning up starts
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     numbers = [signal.SIGINT, signal.SIGTERM]

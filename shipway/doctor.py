@@ -1,0 +1,103 @@
+"""Look at everything a release needs, before one is under way. Changes nothing that serves."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shipway.console import size
+from shipway.errors import AddressTaken, NotConfigured, NotReady, ShipwayError
+from shipway.site import Site
+
+_ENOUGH_BYTES = 2_000_000_000  # two versions of the sample service, unpacked, and their layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at: what it is, whether it is well, and what was seen."""
+
+    what: str
+    well: bool
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{'ok ' if self.well else 'BAD'}  {self.what:<14}{self.seen}"
+
+
+def examine(site: Site) -> tuple[Finding, ...]:
+    """Look at everything; what is not well hides nothing else."""
+    return tuple(_finding(what, look, site) for what, look in _LOOKS.items())
+
+
+def require_all_well(findings: Sequence[Finding]) -> None:
+    """Raise `NotReady` when a finding is not well."""
+    bad = [finding.what for finding in findings if not finding.well]
+    if bad:
+        raise NotReady(f"not ready for a release: {', '.join(bad)}")
+
+
+def _finding(what: str, look: Callable[[Site], str], site: Site) -> Finding:
+    try:
+        return Finding(what=what, well=True, seen=look(site))
+    except (ShipwayError, OSError) as error:
+        return Finding(what=what, well=False, seen=str(error))
+
+
+def _settings(site: Site) -> str:
+    return f"environment {site.environment}, target {site.settings.rollout.target}"
+
+
+def _checkout(site: Site) -> str:
+    snapshot = site.snapshot
+    return f"commit {snapshot.label}" + (": changed files go into the image as they stand" if snapshot.dirty else "")
+
+
+def _requirements(site: Site) -> str:
+    names = [name for name in (site.settings.image.requirements, site.settings.test.requirements) if name]
+    if missing := [name for name in names if not (site.root / name).is_file()]:
+        raise NotConfigured(f"there is no {missing[0]}")
+    return ", ".join(names)
+
+
+def _model(site: Site) -> str:
+    model = site.catalogue.resolve(site.settings.model.name, site.settings.model.alias)
+    return f"{site.settings.model.alias} is {model.name} {model.version}, {size(model.size_bytes)}, all files there"
+
+
+def _target(site: Site) -> str:
+    live = site.target.current()
+    if live:
+        return f"{live.version} on {live.url}, {'healthy' if live.healthy else 'not healthy'}"
+    settings = site.settings.rollout
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise AddressTaken(f"{settings.host}:{settings.port}: {error.strerror}") from error
+    return f"nothing serves; {site.target.url} is free"
+
+
+def _lock(site: Site) -> str:
+    holder = site.lock.holder()
+    return f"held by {holder}" if holder else "free"
+
+
+def _disk(site: Site) -> str:
+    free = shutil.disk_usage(site.root).free
+    if free < _ENOUGH_BYTES:
+        raise NotReady(f"{size(free)} free below {site.root}; a release may need {size(_ENOUGH_BYTES)}")
+    return f"{size(free)} free"
+
+
+_LOOKS: dict[str, Callable[[Site], str]] = {
+    "settings": _settings,
+    "checkout": _checkout,
+    "requirements": _requirements,
+    "model": _model,
+    "target": _target,
+    "lock": _lock,
+    "disk": _disk,
+}

@@ -1,0 +1,344 @@
+"""READ FIRST: the spine. `build`, `deploy`, `release` and `rollback` read like a runbook.
+
+A stage a line, each giving one value to the next. Owns the order of things; how a stage
+does its work is the stage's own business, and what happens when one fails is `turn`'s:
+whatever ends a deploy early, what served before serves afterwards, and the record says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version
+from shipway.errors import ConfigError, ImageMissing, NothingToGoBackTo, ShipwayError
+from shipway.ledger import Outcome, Record
+from shipway.oci import compose, unpack
+from shipway.oci.compose import Composed
+from shipway.results import Built, Deployed, Plan, Status, figures
+from shipway.site import Site
+from shipway.stages import image as image_stage
+from shipway.stages import loadcheck as loadcheck_stage
+from shipway.stages import model as model_stage
+from shipway.stages import push as push_stage
+from shipway.stages import rollout as rollout_stage
+from shipway.stages import test as test_stage
+from shipway.turn import GOOD, Turn, refusal, take, version_of
+
+TESTED = "tested"  # tags the newest image that was built from a passing suite
+Kind = Literal["release", "deploy", "rollout", "rollback"]
+Only = Literal["model", "code"]
+
+
+# -- the runbooks ------------------------------------------------------------------------
+
+
+def build(site: Site, *, version: int | None = None, again: bool = False) -> Built:
+    """Test the checkout, resolve its model, compose the image and push it."""
+    suite = test(site, again=again)
+    model, composed = image(site, version=version)
+    ref, sent = push_stage.push(composed, layout=site.layout, tags=(composed.image.build, TESTED), tell=site.tell)
+    return Built(suite=suite, model=model, image=composed.image, ref=ref, sent_bytes=sent.bytes_sent)
+
+
+def deploy(
+    site: Site, digest: Digest | None = None, *, kind: Kind = "deploy", wait: bool = False, force: bool = False
+) -> Deployed:
+    """Roll an image out, check it, and give it to users; on any failure go back.
+
+    Takes the newest image that was built from a passing suite where no digest is given.
+    """
+    wanted = site.layout.image(digest or _newest_tested(site))
+    with _turn(site, kind, wanted, wait=wait) as turn:
+        if turn.serves_already:
+            return _closed(site, turn, "unchanged")
+        turn.refuse_what_failed(force=force)
+        folder = site.unpacked(wanted.digest)
+        with turn.going_back():
+            candidate = rollout_stage.start(turn.held, wanted, folder, site.tell)
+            rollout_stage.ask_golden(candidate, folder, site.tell)
+            _measure_candidate(site, turn, candidate.url)
+            rollout_stage.promote(turn.held, candidate, site.tell)
+            _measure_public(site, turn)
+            rollout_stage.settle(turn.held, site.tell)
+        deployed = _closed(site, turn, "rolled back" if kind == "rollback" else "released")
+        _clean_up(site)
+        return deployed
+
+
+def release(
+    site: Site, *, version: int | None = None, again: bool = False, wait: bool = False, force: bool = False
+) -> Deployed:
+    """Build this commit and deploy it."""
+    built = build(site, version=version, again=again)
+    return deploy(site, built.ref.digest, kind="release", wait=wait, force=force)
+
+
+def rollback(site: Site, *, only: Only | None = None, wait: bool = False) -> Deployed:
+    """Go back to the version before this one; `only` goes back with its model or its code alone.
+
+    That makes a new image out of layers that are there, which passes every check.
+    """
+    live = site.target.current()
+    if live is None:
+        raise NothingToGoBackTo(f"nothing serves in {site.environment}")
+    earlier = _earlier(site, live.version, only).digest
+    if only:
+        code, model = (live.version.digest, earlier) if only == "model" else (earlier, live.version.digest)
+        composed = image_stage.recombine(site.layout.image(code), site.layout.image(model))
+        ref, _ = push_stage.push(composed, layout=site.layout, tags=(composed.image.build,), tell=site.tell)
+        earlier = ref.digest
+    return deploy(site, earlier, kind="rollback", wait=wait, force=True)
+
+
+# -- stages alone ------------------------------------------------------------------------
+
+
+def test(site: Site, *, again: bool) -> SuiteRun:
+    """Run the test suite on the checkout."""
+    return test_stage.run(
+        site.settings,
+        site.snapshot,
+        root=site.root,
+        state=site.state,
+        environ=site.environ,
+        proc=site.proc,
+        tell=site.tell,
+        again=again,
+    )
+
+
+def image(site: Site, *, version: int | None = None) -> tuple[Model, Composed]:
+    """Pin the model and compose the image, from what was made before where that is the same."""
+    catalogue, model = model_stage.resolve(site.settings.model, root=site.root, version=version, tell=site.tell)
+    composed = image_stage.compose(
+        site.settings,
+        checkout=site.checkout,
+        snapshot=site.snapshot,
+        model=model,
+        model_bytes=partial(catalogue.layer_bytes, cache=site.cache),
+        cache=site.cache,
+        proc=site.proc,
+        tell=site.tell,
+        allow_dirty=not site.in_ci,
+    )
+    return model, composed
+
+
+def push(site: Site, *, version: int | None = None) -> ImageRef:
+    """Compose the image and store what is not there; it counts as tested when its tree passed."""
+    _, composed = image(site, version=version)
+    tested = test_stage.passed_before(site.state, site.snapshot)
+    tags = (composed.image.build, TESTED) if tested else (composed.image.build,)
+    ref, _ = push_stage.push(composed, layout=site.layout, tags=tags, tell=site.tell)
+    return ref
+
+
+def loadcheck(site: Site, *, url: str | None) -> LoadReport:
+    """Put load on the environment's service, or on the one at `url`, with the model's golden exchanges.
+
+    Raises `LoadCheckFailed` and `LoadCheckInconclusive`.
+    """
+    live = None if url else site.target.current()
+    if live:
+        url, folder, builds = live.url, _model_folder(site, live.version), {live.version.build}
+    elif url:
+        catalogue, model = model_stage.resolve(site.settings.model, root=site.root, version=None, tell=site.tell)
+        folder = model_stage.golden_exchanges(catalogue, model, cache=site.cache, tell=site.tell)
+        builds = None
+    else:
+        raise ConfigError(f"nothing serves in {site.environment}", advice="say which address: --url http://…")
+    report = _measure(site, url, model=folder, seconds=site.settings.loadcheck.seconds, builds=builds)
+    loadcheck_stage.require_pass(report)
+    return report
+
+
+# -- looking -----------------------------------------------------------------------------
+
+
+def status(site: Site) -> Status:
+    """Say what serves users now."""
+    return Status(environment=site.environment, live=site.target.current(), holder=site.lock.holder())
+
+
+def history(site: Site) -> tuple[Record, ...]:
+    """Return every attempt to change what serves, newest first."""
+    return tuple(reversed(site.ledger.attempts()))
+
+
+def plan(site: Site, *, version: int | None = None) -> Plan:
+    """Say what a release would move, in bytes, and what it would go back to; change nothing that serves."""
+    _, composed = image(site, version=version)
+    planned, live = compose.version(composed.image), site.target.current()
+    serves = bool(live and live.healthy and live.version.digest == planned.digest)
+    way_back = live.version if live else None
+    if live and serves:
+        with contextlib.suppress(NothingToGoBackTo):
+            way_back = _earlier(site, live.version, None)
+    return Plan(
+        environment=site.environment,
+        tested=test_stage.passed_before(site.state, site.snapshot) is not None,
+        version=planned,
+        moves=push_stage.plan(composed, layout=site.layout),
+        serves=serves,
+        way_back=None if way_back == planned else way_back,
+        refusal=refusal(site.ledger.attempts(), planned),
+    )
+
+
+def stop(site: Site, *, wait: bool = False) -> None:
+    """End what serves on this machine; `deploy` or `release` starts it again."""
+    with site.lock.acquire(owner=site.who, what="stop", wait=wait, tell=site.tell):
+        site.target.stop()
+
+
+def run_here(site: Site, *, port: int | None) -> None:
+    """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
+    _, composed = image(site)
+    ref, _ = push_stage.push(composed, layout=site.layout, tags=(), tell=site.tell)
+    rollout_stage.run_here(
+        composed.image,
+        site.unpacked(ref.digest),
+        port=port or site.settings.service.port,
+        home=site.state / "home",
+        proc=site.proc,
+        tell=site.tell,
+    )
+
+
+# -- the steps of a deploy -----------------------------------------------------------------
+
+
+def _turn(site: Site, kind: Kind, wanted: Image, *, wait: bool) -> AbstractContextManager[Turn]:
+    return take(
+        kind,
+        compose.version(wanted),
+        who=site.who,
+        wait=wait,
+        target=site.target,
+        lock=site.lock,
+        ledger=site.ledger,
+        tell=site.tell,
+    )
+
+
+def _newest_tested(site: Site) -> Digest:
+    try:
+        return site.layout.tags()[TESTED]
+    except KeyError as error:
+        raise ImageMissing("no image was built from a passing suite here") from error
+
+
+def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
+    """Hold the candidate's figures against the limits; what served here before has passed already."""
+    if turn.kind == "rollback" and turn.passed_before():
+        site.tell.say("loadcheck", "served users here before: passed then")
+        return
+    report = _measure(
+        site,
+        url,
+        model=_model_folder(site, turn.version),
+        seconds=site.settings.loadcheck.seconds,
+        builds={turn.version.build},
+        baseline_p95_ms=turn.baseline_p95_ms,
+    )
+    turn.attempt.note(load=figures(report))
+    loadcheck_stage.require_pass(report)
+
+
+def _measure_public(site: Site, turn: Turn) -> None:
+    """Hold what users meet against the limits, while the version before still serves beside."""
+    builds = {turn.version.build} | ({turn.previous.version.build} if turn.previous else set())
+    report = _measure(
+        site,
+        turn.target.url,
+        model=_model_folder(site, turn.version),
+        seconds=site.settings.loadcheck.public_seconds,
+        builds=builds,
+    )
+    turn.attempt.note(public_load=figures(report))
+    loadcheck_stage.require_pass(report)
+
+
+def _measure(
+    site: Site,
+    url: str,
+    *,
+    model: Path | None,
+    seconds: float,
+    builds: AbstractSet[str] | None,
+    baseline_p95_ms: float | None = None,
+) -> LoadReport:
+    return loadcheck_stage.run(
+        site.settings.loadcheck,
+        service=site.settings.service,
+        url=url,
+        exchanges=model,
+        seconds=seconds,
+        allowed_builds=builds,
+        baseline_p95_ms=baseline_p95_ms,
+        root=site.root,
+        reports=site.state / "reports",
+        environ=site.environ,
+        proc=site.proc,
+        tell=site.tell,
+    )
+
+
+def _model_folder(site: Site, version: Version) -> Path:
+    return site.unpacked(version.digest) / version.model.folder
+
+
+def _closed(site: Site, turn: Turn, outcome: Outcome) -> Deployed:
+    record = turn.attempt.close(outcome)
+    before = turn.previous.version if turn.previous else None
+    return Deployed(
+        record=record,
+        rollout=Rollout(environment=site.environment, current=turn.version, previous=before, url=turn.target.url),
+    )
+
+
+def _clean_up(site: Site) -> None:
+    """Keep what runs and what may be gone back to; a failure here is no reason to go back."""
+    try:
+        served = [version_of(record.facts) for record in reversed(site.ledger.attempts()) if record.outcome in GOOD]
+        recent = list(dict.fromkeys(version.digest for version in served))[: site.settings.push.keep]
+        wanted = {*site.target.digests(), *recent, _newest_tested(site)}
+        keep = [site.layout.image(digest) for digest in wanted if site.layout.path(digest).exists()]
+        site.layout.prune([image.digest for image in keep])
+        unpack.prune(keep, site.state)
+    except (ShipwayError, OSError, ValueError, KeyError) as error:
+        site.tell.warn(f"old images could not be cleaned up: {error}")
+
+
+# -- going back ----------------------------------------------------------------------------
+
+
+def _earlier(site: Site, live: Version, only: Only | None) -> Version:
+    """Return the newest version that served here, differs as `only` says, and nobody left for being bad."""
+    records = site.ledger.attempts()
+    for record in reversed(records):
+        if record.outcome not in GOOD:
+            continue
+        version = version_of(record.facts)
+        if refusal(records, version) is None and _differs(site, version, live, only):
+            return version
+    what = {None: "version", "model": "model", "code": "code"}[only]
+    raise NothingToGoBackTo(f"no other {what} served in {site.environment} before {live}")
+
+
+def _differs(site: Site, version: Version, live: Version, only: Only | None) -> bool:
+    if only == "model":
+        return version.model.digest != live.model.digest
+    if only == "code":
+        return _code(site, version) != _code(site, live)
+    return version.digest != live.digest
+
+
+def _code(site: Site, version: Version) -> list[Digest]:
+    """Return what an image holds beside its model."""
+    return [layer.diff_id for layer in site.layout.image(version.digest).layers if layer.part != "model"]

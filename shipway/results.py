@@ -1,0 +1,288 @@
+"""What the runbooks return: each result with its words for people and its facts for machines.
+
+Pure. Knows nothing of how a result came about, and prints nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shipway.artifacts import Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version
+from shipway.console import size
+from shipway.ledger import Holder, Record
+from shipway.stores import Catalogue
+from shipway.stores.catalogue import Published
+from shipway.stores.manifest import ModelVersion, Move, Tensor
+from shipway.targets import Live
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """An image that is stored, and what it was made of."""
+
+    suite: SuiteRun
+    model: Model
+    image: Image
+    ref: ImageRef
+    sent_bytes: int
+
+    def text(self) -> str:
+        """The image's reference, for the next command."""
+        return str(self.ref)
+
+    def facts(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "image": str(self.ref),
+            "digest": self.ref.digest,
+            "build": self.image.build,
+            "commit": self.suite.commit,
+            "dirty": self.suite.dirty,
+            "model": {"name": self.model.name, "version": self.model.version, "digest": self.model.digest},
+            "tests_passed": self.suite.passed,
+            "sent_bytes": self.sent_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """How a deploy that did not fail came out."""
+
+    rollout: Rollout
+    record: Record
+
+    def text(self) -> str:
+        """One line: what serves where."""
+        current, previous = self.rollout.current, self.rollout.previous
+        if self.record.outcome == "unchanged":
+            return f"nothing to do: {current} serves on {self.rollout.url}"
+        before = f"; before it: {previous}" if previous else "; the first here"
+        return f"{self.record.outcome}: {current} serves on {self.rollout.url}{before}"
+
+    def facts(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "outcome": self.record.outcome,
+            "environment": self.rollout.environment,
+            "url": self.rollout.url,
+            "current": asdict(self.rollout.current),
+            "previous": asdict(self.rollout.previous) if self.rollout.previous else None,
+            "seconds": self.record.seconds,
+            "load": self.record.facts.get("load"),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What serves in an environment."""
+
+    environment: str
+    live: Live | None
+    holder: Holder | None
+
+    def text(self) -> str:
+        """A few lines for people."""
+        held = f"\nchanging it now: {self.holder}" if self.holder else ""
+        if self.live is None:
+            return f"nothing serves in {self.environment}{held}"
+        health = (
+            "healthy"
+            if self.live.healthy
+            else f"NOT HEALTHY, users can meet: {', '.join(self.live.builds) or 'nothing'}"
+        )
+        since = _moment(self.live.since)
+        return f"{self.environment}: {self.live.version} on {self.live.url} since {since}, {health}{held}"
+
+    def facts(self) -> dict[str, Any]:
+        """For machines: the same keys, null where nothing serves."""
+        live = self.live
+        return {
+            "environment": self.environment,
+            "url": live.url if live else None,
+            "digest": live.version.digest if live else None,
+            "build": live.version.build if live else None,
+            "commit": live.version.commit if live else None,
+            "model": asdict(live.version.model) if live else None,
+            "since": _moment(live.since) if live else None,
+            "healthy": bool(live and live.healthy),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a release would do now."""
+
+    environment: str
+    tested: bool
+    version: Version
+    moves: Mapping[str, int]
+    serves: bool
+    way_back: Version | None
+    refusal: str | None
+
+    def text(self) -> str:
+        """A few lines for people, in the order of the stages."""
+        moves = ", ".join(f"{part} {size(count)}" for part, count in self.moves.items() if count)
+        lines = [
+            f"test      {'passed on this tree before; nothing to test' if self.tested else 'would run'}",
+            f"model     {self.version.model.name} {self.version.model.version}",
+            f"image     build {self.version.build}, {self.version.digest}",
+            f"push      would write {moves or 'nothing'}",
+            f"rollout   {self._rollout()}",
+            f"way back  {self.way_back or 'none'}",
+        ]
+        return "\n".join(lines)
+
+    def facts(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "environment": self.environment,
+            "tested": self.tested,
+            "version": asdict(self.version),
+            "bytes": {**self.moves, "total": sum(self.moves.values())},
+            "serves": self.serves,
+            "way_back": asdict(self.way_back) if self.way_back else None,
+            "refused": self.refusal,
+        }
+
+    def _rollout(self) -> str:
+        if self.serves:
+            return "nothing to do: it serves already"
+        if self.refusal:
+            return f"would be refused without --force: it {self.refusal}"
+        return f"would replace {self.way_back}" if self.way_back else "would be the first"
+
+
+def figures(report: LoadReport) -> dict[str, float]:
+    """Return a load report's figures, for a record."""
+    return {
+        "requests": report.requests,
+        "failure_ratio": report.failure_ratio,
+        "p50_ms": report.p50_ms,
+        "p95_ms": report.p95_ms,
+        "p99_ms": report.p99_ms,
+        "rate": round(report.rate, 2),
+    }
+
+
+def record_line(record: Record) -> str:
+    """Return an attempt for people, on one line."""
+    version = record.facts.get("version", {})
+    model = version.get("model", {})
+    what = f"{version.get('commit', '')[:12]} with {model.get('name')} {model.get('version')}" if version else ""
+    took = f"{record.seconds:.0f} s" if record.seconds is not None else "-"
+    error = f": {record.facts['error'].splitlines()[0]}" if record.facts.get("error") else ""
+    how = f"{record.kind:<9} {record.outcome or 'running':<12} {took:>6}"
+    return f"{record.number:>4}  {_moment(record.began)}  {how}  {what}  {record.who}{error}"
+
+
+def report_text(report: LoadReport) -> str:
+    """Return a load report for people."""
+    figure = ", ".join(f"{key} {value:g}" for key, value in figures(report).items())
+    return f"{report.verdict}: {figure}" + (f"\nreport: {report.html}" if report.html else "")
+
+
+def report_facts(report: LoadReport) -> dict[str, Any]:
+    """Return a load report for machines."""
+    return {
+        **figures(report),
+        "verdict": report.verdict,
+        "reasons": list(report.reasons),
+        "html": str(report.html) if report.html else None,
+    }
+
+
+def setting_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return settings for people: key, value, source."""
+    return "\n".join(f"{row['key']:<28} {json.dumps(row['value']):<50} {row['source']}" for row in rows)
+
+
+# -- models --------------------------------------------------------------------------------
+
+
+def published_text(published: Published) -> str:
+    """Return what publishing came to, for people."""
+    version = published.version
+    if published.created:
+        return f"published {version.name} version {version.version} ({version.digest})"
+    return f"already version {version.version} of {version.name}: the content is the same"
+
+
+def published_facts(published: Published) -> dict[str, Any]:
+    """Return what publishing came to, for machines."""
+    version = published.version
+    return {
+        "name": version.name,
+        "version": version.version,
+        "digest": version.digest,
+        "created": published.created,
+    }
+
+
+def model_rows(catalogue: Catalogue, name: str, *, most: int | None) -> list[dict[str, Any]]:
+    """Return the newest versions of a model, newest first, each with the aliases that name it."""
+    aliases = catalogue.aliases(name)
+    return [
+        {
+            "version": version.version,
+            "aliases": sorted(alias for alias, number in aliases.items() if number == version.version),
+            "created": version.created.isoformat(timespec="seconds"),
+            "publisher": version.publisher,
+            "size_bytes": version.model.size_bytes,
+            "metrics": dict(version.metrics),
+            "digest": version.digest,
+        }
+        for version in catalogue.versions(name, most=most)
+    ]
+
+
+def model_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a list of versions for people."""
+    return "\n".join(
+        f"{row['version']:>5}  {row['created'][:19]}  {size(row['size_bytes']):>9}  {row['digest'][7:19]}  "
+        f"{row['publisher']}  {_pairs(row['metrics'])}  {' '.join(row['aliases'])}".rstrip()
+        for row in rows
+    )
+
+
+def model_text(version: ModelVersion) -> str:
+    """Return a version for people."""
+    tensors = [f"{way:<10} {t.name} {t.type} {list(t.shape)}" for way, ts in _signature(version) for t in ts]
+    files = [f"  {size(file.size_bytes):>9}  {file.digest[7:19]}  {file.path}" for file in version.files]
+    return "\n".join(
+        [
+            f"{version.name} version {version.version}",
+            f"digest     {version.digest}",
+            f"published  {version.created:%Y-%m-%d %H:%M:%S} UTC by {version.publisher}",
+            f"commit     {version.commit or 'unknown'}",
+            f"metrics    {_pairs(version.metrics) or 'none'}",
+            *tensors,
+            f"golden     {len(version.golden.tensors)} tensor cases, {len(version.golden.exchanges)} exchanges",
+            f"layer      {version.layer.digest}, {size(version.layer.size_bytes)}",
+            "files",
+            *files,
+        ]
+    )
+
+
+def move_line(move: Move) -> str:
+    """Return one move of an alias for people."""
+    came = f"from {move.previous} " if move.previous else ""
+    why = f": {move.why}" if move.why else ""
+    return f"{move.when:%Y-%m-%d %H:%M:%S} UTC  {move.alias} {came}to {move.version} by {move.who}{why}"
+
+
+def _signature(version: ModelVersion) -> tuple[tuple[str, tuple[Tensor, ...]], ...]:
+    return ("input", version.inputs), ("output", version.outputs)
+
+
+def _pairs(metrics: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in sorted(metrics.items()))
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,149 @@
+"""One environment of one checkout: everything that reaches outside, put together once.
+
+Owns the choice of the real parts (git, the layout, the store, the target, its ledger and
+lock) and where their state lies under `.shipway/`. Does nothing itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shipway.artifacts import Digest, Snapshot
+from shipway.checkout import Checkout
+from shipway.config import FILE, Loaded, Settings, load
+from shipway.console import Console
+from shipway.errors import CheckoutError, NotConfigured, ToolMissing
+from shipway.ledger import Ledger, Lock
+from shipway.oci.layout import Layout
+from shipway.oci.unpack import unpack
+from shipway.proc import Proc
+from shipway.stores import Catalogue, open_catalogue
+from shipway.targets.local import Local
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """The parts that a task works with; each property makes one anew, and that costs nothing."""
+
+    root: Path
+    loaded: Loaded
+    environ: Mapping[str, str]
+    proc: Proc
+    tell: Console
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        environment: str | None,
+        environ: Mapping[str, str],
+        flags: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> Site:
+        """Find the project that `folder` is in, and read one environment's settings."""
+        root = next((place for place in (folder, *folder.parents) if (place / FILE).exists()), folder)
+        loaded = load(root, environment=environment, environ=environ, flags=flags)
+        return cls(root=root, loaded=loaded, environ=environ, proc=Proc(), tell=Console())
+
+    @property
+    def settings(self) -> Settings:
+        """The environment's settings."""
+        return self.loaded.settings
+
+    @property
+    def environment(self) -> str:
+        """The environment's name."""
+        return self.loaded.environment
+
+    @property
+    def state(self) -> Path:
+        """The folder of all state of this checkout; git ignores it."""
+        return self.root / ".shipway"
+
+    @property
+    def who(self) -> str:
+        """Who runs this command, for the records."""
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+
+    @property
+    def checkout(self) -> Checkout:
+        """The code: what git holds."""
+        return Checkout(self.root, self.proc)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What would be released. The sample store has versions of its own, so it is taken as committed."""
+        return self.checkout.snapshot(exclude=self._stores)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that is checked out, for a record; `None` outside a checkout."""
+        with contextlib.suppress(CheckoutError, ToolMissing):
+            return self.snapshot.commit
+        return None
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again, and may be deleted at any time."""
+        return self.state / "cache"
+
+    @property
+    def in_ci(self) -> bool:
+        """Whether this is a CI run, which refuses what nobody could make again."""
+        return self.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The models that data scientists publish."""
+        return open_catalogue(self.settings.model.store, root=self.root, run=self.proc)
+
+    @property
+    def layout(self) -> Layout:
+        """The images."""
+        return Layout(self.state / "images")
+
+    @property
+    def ledger(self) -> Ledger:
+        """The records of what was tried in this environment."""
+        return Ledger(self._home / "history")
+
+    @property
+    def lock(self) -> Lock:
+        """Who may change this environment now."""
+        return Lock(self._home / "lock.json", lease_s=self.settings.rollout.lock_s)
+
+    @property
+    def target(self) -> Local:
+        """Where versions run. Raises `NotConfigured` for a target that this installation lacks."""
+        settings = self.settings.rollout
+        if settings.target != "local":
+            raise NotConfigured(
+                f"the target {settings.target!r} of environment {self.environment!r} is not configured",
+                advice="this version runs on the target local: leave --env out, or set [rollout] target",
+            )
+        return Local(
+            self._home / "target",
+            settings=settings,
+            tell=self.tell,
+            python=Path(sys.executable),
+            folder_of=self.unpacked,
+        )
+
+    def unpacked(self, digest: Digest) -> Path:
+        """Return the folder that holds the image's `srv`, unpacked from the layout where it is not there yet."""
+        return unpack(self.layout, self.layout.image(digest), self.state, proc=self.proc, tell=self.tell)
+
+    @property
+    def _stores(self) -> tuple[str, ...]:
+        store = (self.root / self.settings.model.store).resolve()
+        return (str(store.relative_to(self.root.resolve())),) if store.is_relative_to(self.root.resolve()) else ()
+
+    @property
+    def _home(self) -> Path:
+        return self.state / "environments" / self.environment

@@ -1,0 +1,74 @@
+"""The stage `rollout`: a version becomes what users are served, one provable step after the other.
+
+Reads the target, and returns what it proved. Each function is one step that the flow puts
+in order, with the load checks between them; each says what came out, and on failure leaves
+what served before untouched.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from shipway import exchanges
+from shipway.artifacts import Image
+from shipway.console import Tell
+from shipway.errors import GoldenAnswersWrong
+from shipway.oci import compose
+from shipway.proc import Run
+from shipway.targets import Candidate, launch
+from shipway.targets.local import Local
+
+_ANSWER_S = 30.0
+_SHOWN = 10
+
+
+def start(target: Local, image: Image, root: Path, tell: Tell) -> Candidate:
+    """Start the image, unpacked in `root`, where users cannot reach it; return once it is ready.
+
+    Raises `CandidateFailed` with its last words, or `WrongBuild`.
+    """
+    candidate = target.start(compose.version(image), config=image.config, root=root)
+    tell.say("rollout", f"candidate ready on {candidate.url}")
+    return candidate
+
+
+def ask_golden(candidate: Candidate, root: Path, tell: Tell) -> None:
+    """Play the golden exchanges of the model in `root`; raise `GoldenAnswersWrong` that names cases and fields."""
+    model = candidate.version.model
+    cases = exchanges.load(root / "srv" / "models" / model.digest.hex)
+    wrong = exchanges.play(candidate.url, cases, _ANSWER_S)
+    if wrong:
+        more = f"\n… and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise GoldenAnswersWrong(
+            f"the candidate answers otherwise than {model.name} {model.version} promises",
+            tail="\n".join(wrong[:_SHOWN]) + more,
+        )
+    if cases:
+        tell.say("rollout", f"golden exchanges answered right: {len(cases)}")
+    else:
+        tell.warn(f"{model.name} {model.version} has no golden exchanges, so its answers were not checked")
+
+
+def promote(target: Local, candidate: Candidate, tell: Tell) -> None:
+    """Let users meet the candidate's version, beside the one before; raise `PromotionFailed`."""
+    target.promote(candidate)
+    tell.say("rollout", f"build {candidate.version.build[:12]} answers users, beside what did before")
+
+
+def settle(target: Local, tell: Tell) -> None:
+    """Let the version before finish its requests and end; raise `PromotionFailed`."""
+    target.settle()
+    tell.say("rollout", "the version before has ended")
+
+
+def run_here(image: Image, root: Path, *, port: int, home: Path, proc: Run, tell: Tell) -> None:
+    """Run the image, unpacked in `root`, in the foreground on `port`, until it or a signal ends it.
+
+    Raises `ToolFailed` with its last words when it fails.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    ports = {"PORT": port, **dict.fromkeys(compose.service(image).ports, 0)}
+    start = launch.start(image.config, root=root, python=sys.executable, ports=ports, home=home, mark="here")
+    tell.say("run", f"http://127.0.0.1:{port}, build {image.build}; Ctrl-C ends it")
+    proc.run(start.argv, cwd=Path(start.cwd), env=start.env, on_line=lambda line: tell.say("run", line)).check()

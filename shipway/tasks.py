@@ -1,0 +1,440 @@
+"""The Invoke tasks: a few lines each around `flow` and the catalogue.
+
+Parses flags, reads the process environment (nothing below does), prints results and turns
+errors into exit codes. Imports nothing heavy: `invoke --list` must stay as quick as Invoke.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke import Collection, Context, Exit, Task, task
+
+from shipway.errors import ConfigError, Interrupted, ShipwayError
+
+if TYPE_CHECKING:
+    from shipway.site import Site
+
+# ruff: noqa: PLC0415 - every task imports what it needs when it runs
+
+HELP = {
+    "env": "The environment, a name from release.toml (default: its project.environment).",
+    "json": "Print the result, or the error, as JSON.",
+    "wait": "Wait while another release holds the lock, instead of exiting with 4.",
+    "force": "Roll out a digest although it failed, or was rolled back, here before.",
+    "again": "Run the test suite although this very tree passed before.",
+    "model": "The model's version number (default: what the alias in release.toml names).",
+    "digest": "The image's digest, sha256:…; invoke history lists those that served.",
+    "only": "model or code: go back with that alone and keep the other.",
+    "url": "The service's address (default: the environment's own).",
+    "users": "Simulated users at once (default: release.toml).",
+    "seconds": "How long to measure, warm-up excluded (default: release.toml).",
+    "rate": "Requests per second in all (default: release.toml).",
+    "port": "The port to serve on (default: release.toml's service.port).",
+    "store": "Where models are published (default: release.toml).",
+    "name": "The model's name (default: release.toml).",
+    "version": "The version's number, or an alias.",
+    "most": "How many versions to list at most.",
+    "folder": "The folder with model.onnx, golden/ and the rest.",
+    "metric": "A figure to publish with it, such as accuracy=0.91; may be given often.",
+    "alias": "An alias to move to the version, besides latest; may be given often.",
+    "target": "The alias to move, such as production.",
+    "why": "Why it is moved, for the history.",
+    "expected": "Move the alias only if it names this version now.",
+    "into": "The folder to put the files into; it must not exist yet.",
+}
+
+
+def command(body: Callable[..., None]) -> Task[Any]:
+    """Make a task of `body`: shipway's errors become a message and an exit code, nothing else."""
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from shipway.proc import signals_as_errors
+
+        try:
+            with signals_as_errors():
+                body(*args, **kwargs)
+        except ShipwayError as error:
+            if kwargs.get("json"):
+                facts = {"exit": error.code, "kind": type(error).__name__, "message": str(error)}
+                _print("", {"error": facts}, as_json=True)
+            raise Exit(f"error: {error}", error.code) from error
+        except KeyboardInterrupt as error:
+            raise Exit("error: interrupted", Interrupted.code) from error
+
+    words = body.__code__.co_varnames[1 : body.__code__.co_argcount]
+    made: Task[Any] = task(help={word: HELP[word] for word in words})(run)
+    return made
+
+
+# -- the stages, one by one --------------------------------------------------------------
+
+
+@command
+def test(_c: Context, env: str = "", json: bool = False) -> None:
+    """Run the test suite with the image's own locked dependencies."""
+    from shipway import flow
+
+    suite = flow.test(_site(env), again=True)
+    _print(f"{suite.passed} passed", asdict(suite), as_json=json)
+
+
+@command
+def image(_c: Context, env: str = "", model: str = "", json: bool = False) -> None:
+    """Compose the image from the commit, the locked dependencies and the model; print its digest."""
+    from shipway import flow
+
+    _, composed = flow.image(_site(env), version=_number(model, "--model"))
+    _print(composed.image.digest, {"digest": composed.image.digest, "build": composed.image.build}, as_json=json)
+
+
+@command
+def push(_c: Context, env: str = "", model: str = "", json: bool = False) -> None:
+    """Compose the image, store what is not there yet, and print repository@sha256:…."""
+    from shipway import flow
+
+    ref = flow.push(_site(env), version=_number(model, "--model"))
+    _print(str(ref), {"image": str(ref), "digest": ref.digest}, as_json=json)
+
+
+@command
+def rollout(
+    _c: Context, digest: str, env: str = "", wait: bool = False, force: bool = False, json: bool = False
+) -> None:
+    """Roll out the image with this digest, checked as every release is."""
+    from shipway import flow
+
+    deployed = flow.deploy(_site(env), _digest(digest), kind="rollout", wait=wait, force=force)
+    _print(deployed.text(), deployed.facts(), as_json=json)
+
+
+@command
+def loadcheck(
+    _c: Context,
+    url: str = "",
+    users: str = "",
+    seconds: str = "",
+    rate: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Put load on a deployed service and hold its figures against the limits."""
+    from shipway import flow, results
+
+    site = _site(env, loadcheck={"users": users, "seconds": seconds, "rate": rate})
+    report = flow.loadcheck(site, url=url or None)
+    _print(results.report_text(report), results.report_facts(report), as_json=json)
+
+
+# -- the pipeline ------------------------------------------------------------------------
+
+
+@command
+def build(_c: Context, env: str = "", model: str = "", again: bool = False, json: bool = False) -> None:
+    """Test, resolve the model, compose the image, push it."""
+    from shipway import flow
+
+    built = flow.build(_site(env), version=_number(model, "--model"), again=again)
+    _print(built.text(), built.facts(), as_json=json)
+
+
+@command
+def deploy(
+    _c: Context, digest: str = "", env: str = "", wait: bool = False, force: bool = False, json: bool = False
+) -> None:
+    """Roll out the newest image that was built from a passing suite."""
+    from shipway import flow
+
+    deployed = flow.deploy(_site(env), _digest(digest) if digest else None, wait=wait, force=force)
+    _print(deployed.text(), deployed.facts(), as_json=json)
+
+
+@command
+def release(
+    _c: Context,
+    env: str = "",
+    model: str = "",
+    again: bool = False,
+    wait: bool = False,
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Build this commit and deploy it: from the test suite to users, checked."""
+    from shipway import flow
+
+    version = _number(model, "--model")
+    deployed = flow.release(_site(env), version=version, again=again, wait=wait, force=force)
+    _print(deployed.text(), deployed.facts(), as_json=json)
+
+
+# -- looking and going back --------------------------------------------------------------
+
+
+@command
+def status(_c: Context, env: str = "", json: bool = False) -> None:
+    """Say what is serving, since when, and whether it is healthy."""
+    from shipway import flow
+
+    found = flow.status(_site(env))
+    _print(found.text(), found.facts(), as_json=json)
+
+
+@command
+def history(_c: Context, env: str = "", json: bool = False) -> None:
+    """List every attempt to change what is serving, newest first."""
+    from shipway import flow, results
+
+    records = flow.history(_site(env))
+    _print(
+        "\n".join(map(results.record_line, records)) or "nothing was tried here yet",
+        [asdict(record) for record in records],
+        as_json=json,
+    )
+
+
+@command
+def rollback(_c: Context, only: str = "", env: str = "", wait: bool = False, json: bool = False) -> None:
+    """Go back to the version before this one: whole, or its model or its code alone."""
+    from shipway import flow
+
+    parts: dict[str, flow.Only | None] = {"": None, "model": "model", "code": "code"}
+    if only not in parts:
+        raise ConfigError(f"--only {only}: takes model or code", advice="leave it out to go back with both")
+    deployed = flow.rollback(_site(env), only=parts[only], wait=wait)
+    _print(deployed.text(), deployed.facts(), as_json=json)
+
+
+@command
+def plan(_c: Context, env: str = "", model: str = "", json: bool = False) -> None:
+    """Say what a release would move, in bytes, and what it would go back to; change nothing."""
+    from shipway import flow
+
+    planned = flow.plan(_site(env), version=_number(model, "--model"))
+    _print(planned.text(), planned.facts(), as_json=json)
+
+
+@command
+def doctor(_c: Context, env: str = "", json: bool = False) -> None:
+    """Look at everything that a release needs, before one is under way."""
+    from shipway import doctor
+
+    findings = doctor.examine(_site(env))
+    _print("\n".join(map(str, findings)), [asdict(finding) for finding in findings], as_json=json)
+    doctor.require_all_well(findings)
+
+
+@command
+def config(_c: Context, env: str = "", json: bool = False) -> None:
+    """Print every setting in force, and where its value comes from."""
+    from shipway import results
+
+    rows = [{"key": key, "value": value, "source": source} for key, value, source in _site(env).loaded.rows()]
+    _print(results.setting_lines(rows), rows, as_json=json)
+
+
+@command
+def stop(_c: Context, env: str = "", wait: bool = False) -> None:
+    """Stop what is serving on this machine; its requests are finished first."""
+    from shipway import flow
+
+    flow.stop(_site(env), wait=wait)
+
+
+@command
+def logs(_c: Context, env: str = "", json: bool = False) -> None:
+    """Say in which folder the logs are of the versions that run, or ran, here."""
+    folder = str(_site(env).target.logs())
+    _print(folder, {"logs": folder}, as_json=json)
+
+
+@command
+def run(_c: Context, port: str = "", env: str = "") -> None:
+    """Run the service in the foreground, from the checkout as it stands, for development."""
+    from shipway import flow
+
+    flow.run_here(_site(env), port=_number(port, "--port"))
+
+
+# -- the data scientists' side -----------------------------------------------------------
+
+
+@command
+def publish(
+    _c: Context,
+    folder: str,
+    name: str = "",
+    metric: list[str] = [],  # noqa: B006 - Invoke's way to say that a flag may stand often; never changed
+    alias: list[str] = [],  # noqa: B006 - as above
+    store: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Publish a folder as the model's next version; its golden cases are asked first."""
+    from shipway import results
+
+    site = _site(env, model={"name": name, "store": store})
+    published = site.catalogue.publish(
+        Path(folder),
+        name=site.settings.model.name,
+        publisher=site.who,
+        commit=site.commit,
+        metrics=_metrics(metric),
+        aliases=alias,
+        tell=site.tell,
+    )
+    _print(results.published_text(published), results.published_facts(published), as_json=json)
+
+
+@command
+def list_(_c: Context, name: str = "", most: str = "20", store: str = "", env: str = "", json: bool = False) -> None:
+    """List the model's newest versions, and the aliases that name them."""
+    from shipway import results
+
+    site = _site(env, model={"name": name, "store": store})
+    listed = results.model_rows(site.catalogue, site.settings.model.name, most=_number(most, "--most"))
+    _print(results.model_lines(listed), listed, as_json=json)
+
+
+@command
+def show(
+    _c: Context, version: str = "latest", name: str = "", store: str = "", env: str = "", json: bool = False
+) -> None:
+    """Show a version: its files, inputs, outputs, metrics, golden cases, and who published it."""
+    from shipway import results
+
+    site = _site(env, model={"name": name, "store": store})
+    shown = site.catalogue.show(site.settings.model.name, _version(version))
+    _print(results.model_text(shown), shown.model_dump(mode="json"), as_json=json)
+
+
+@command
+def promote(
+    _c: Context,
+    version: str,
+    target: str,
+    why: str = "",
+    expected: str = "",
+    name: str = "",
+    store: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Move an alias to a version: invoke model.promote 7 production --why "passed the review"."""
+    from shipway import results
+
+    site = _site(env, model={"name": name, "store": store})
+    moved = site.catalogue.promote(
+        site.settings.model.name,
+        _number(version, "VERSION") or 0,
+        target,
+        who=site.who,
+        why=why,
+        expected=_number(expected, "--expected"),
+    )
+    _print(results.move_line(moved) if moved else "nothing to do: it is there already", moved, as_json=json)
+
+
+@command
+def pull(
+    _c: Context,
+    into: str,
+    version: str = "latest",
+    name: str = "",
+    store: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Fetch a version's files, verified, into a new folder."""
+    import shutil
+
+    destination = Path(into)
+    if destination.exists():
+        raise ConfigError(f"{into} exists already", advice="name a folder that does not")
+    site = _site(env, model={"name": name, "store": store})
+    model = site.catalogue.resolve(site.settings.model.name, _version(version))
+    found = site.catalogue.pull(model, cache=site.cache, tell=site.tell)
+    shutil.copytree(found, destination, copy_function=shutil.copyfile)  # the cache's files are read-only
+    _print(into, {"folder": into, "name": model.name, "version": model.version}, as_json=json)
+
+
+@command
+def moves(_c: Context, name: str = "", store: str = "", env: str = "", json: bool = False) -> None:
+    """List who moved which alias from what to what, when and why, oldest first."""
+    from shipway import results
+
+    site = _site(env, model={"name": name, "store": store})
+    found = site.catalogue.history(site.settings.model.name)
+    lines = "\n".join(map(results.move_line, found)) or "no alias was moved yet"
+    _print(lines, [move.model_dump(mode="json") for move in found], as_json=json)
+
+
+def namespace() -> Collection:
+    """Return all tasks, for a repository's `tasks.py`."""
+    top = Collection(
+        *(test, image, push, rollout, loadcheck),
+        *(build, deploy, release),
+        *(status, history, rollback, plan, doctor, config, stop, logs, run),
+    )
+    models = Collection("model", publish, show, promote, pull)
+    models.add_task(list_, name="list")
+    models.add_task(moves, name="history")
+    top.add_collection(models)
+    return top
+
+
+# -- parsing and printing ----------------------------------------------------------------
+
+
+def _site(environment: str, **flags: dict[str, str]) -> Site:
+    from shipway.site import Site
+
+    given = {table: {key: text for key, text in values.items() if text} for table, values in flags.items()}
+    return Site.open(Path.cwd(), environment=environment or None, environ=os.environ, flags=given)
+
+
+def _number(text: str, flag: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ConfigError(f"{flag} {text}: takes a whole number", advice=f"for example {flag} 7")
+    return int(text)
+
+
+def _version(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
+
+
+def _digest(text: str) -> Any:
+    from shipway.artifacts import Digest
+
+    try:
+        return Digest(text)
+    except ValueError as error:
+        raise ConfigError(str(error), advice="invoke history --json lists the digests that served") from error
+
+
+def _metrics(texts: list[str]) -> dict[str, float]:
+    metrics = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            metrics[name] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"--metric {text}: takes NAME=NUMBER", advice="--metric accuracy=0.91") from error
+    return metrics
+
+
+def _print(text: str, facts: Any, *, as_json: bool) -> None:
+    from shipway.console import Console
+
+    if as_json:
+        Console().result_json(facts)
+    else:
+        Console().result(text)

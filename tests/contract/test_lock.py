@@ -1,0 +1,189 @@
+"""The lock with real files and processes: one holder, whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shipway.errors import LockHeld, LockLost
+from shipway.ledger import Lock
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from shipway.console import Console
+from shipway.ledger import Lock
+with Lock(Path(sys.argv[1]), lease_s=60).acquire(owner="ann", what="release of abc", wait=False, tell=Console()):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+class Told:
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, stage: str, text: str) -> None:
+        """Keep it."""
+        self.lines.append(f"{stage}: {text}")
+
+    def warn(self, text: str) -> None:
+        """Keep it."""
+        self.lines.append(f"warning: {text}")
+
+    def live(self, stage: str, text: str) -> None:
+        """Must not be needed."""
+        raise AssertionError(stage, text)
+
+    def progress(
+        self, stage: str, label: str, total_bytes: int
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """Must not be needed."""
+        raise AssertionError(stage, label, total_bytes)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "lock.json"
+
+
+@contextlib.contextmanager
+def another_process(file: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "held\n"
+        yield child
+        child.kill()
+
+
+def take(lock: Lock, *, wait: bool = False, tell: Told | None = None) -> contextlib.AbstractContextManager[Lock]:
+    return lock.acquire(owner="bob", what="rollback", wait=wait, tell=tell or Told())
+
+
+def fence(file: Path) -> int:
+    return int(json.loads(file.read_bytes())["fence"])
+
+
+def test_second_taker_is_told_owner_host_since_and_what(file: Path) -> None:
+    with another_process(file) as child, pytest.raises(LockHeld) as held, take(Lock(file, lease_s=60)):
+        pass
+    pattern = rf"the lock is held by ann on \S+ \(process {child.pid}\), since \d{{4}}-\S+ \S+ UTC: release of abc"
+    assert held.match(pattern)
+    assert held.value.code == 4
+
+
+def test_lock_is_taken_over_at_once_when_its_holder_was_killed(file: Path) -> None:
+    told = Told()
+    with another_process(file) as child:
+        first = fence(file)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    with take(Lock(file, lease_s=60), tell=told):
+        assert fence(file) > first
+    assert [line.split(":")[0] for line in told.lines] == ["warning"]
+
+
+def test_waiting_says_for_whom_and_goes_next(file: Path) -> None:
+    told, order = Told(), []
+
+    def wait_for_it() -> None:
+        with take(Lock(file, lease_s=60), wait=True, tell=told):
+            order.append("second")
+
+    waiter = threading.Thread(target=wait_for_it)
+    with Lock(file, lease_s=60).acquire(owner="ann", what="release", wait=False, tell=Told()):
+        waiter.start()
+        deadline = time.monotonic() + 10
+        while not told.lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+        order.append("first")
+    waiter.join()
+    assert order == ["first", "second"]
+    (line,) = told.lines
+    assert line.startswith("rollout: waiting for ann on ")
+
+
+def test_holder_that_lives_keeps_the_lock_when_its_lease_is_short(file: Path) -> None:
+    with take(Lock(file, lease_s=1)) as lock:
+        time.sleep(2)
+        with pytest.raises(LockHeld), take(Lock(file, lease_s=1)):
+            pass
+        lock.check()
+
+
+def test_revived_holder_stops_before_its_next_change_when_another_took_over(file: Path) -> None:
+    hour = 3600.0
+    asleep, other = Lock(file, lease_s=hour), Lock(file, lease_s=hour, clock=lambda: time.time() + 2 * hour)
+    with take(asleep):
+        first = fence(file)
+        with take(other):
+            assert fence(file) > first
+            with pytest.raises(LockLost, match="the lock was lost to bob on "):
+                asleep.check()
+            other.check()
+    assert other.holder() is None
+
+
+def test_lost_lock_is_left_to_its_new_holder_when_the_old_one_ends(file: Path) -> None:
+    hour = 3600.0
+    late = Lock(file, lease_s=hour, clock=lambda: time.time() + 2 * hour)
+    with contextlib.ExitStack() as new:
+        with take(Lock(file, lease_s=hour)):
+            new.enter_context(take(late))
+        late.check()
+
+
+def test_fence_grows_when_the_file_was_deleted_or_torn(file: Path) -> None:
+    with take(Lock(file, lease_s=60)):
+        first = fence(file)
+    file.write_text('{"fence": 12', "utf-8")
+    later = Lock(file, lease_s=60, clock=lambda: time.time() + 1)
+    with take(later):
+        assert fence(file) > first
+
+
+def test_lock_is_free_when_its_holder_raised(file: Path) -> None:
+    with pytest.raises(KeyError), take(Lock(file, lease_s=60)):
+        raise KeyError
+    assert Lock(file, lease_s=60).holder() is None
+    with take(Lock(file, lease_s=60)) as lock:
+        lock.check()
+
+
+def test_check_fails_when_nothing_is_held(file: Path) -> None:
+    with pytest.raises(LockLost):
+        Lock(file, lease_s=60).check()
+
+
+def test_one_of_many_processes_holds_at_a_time(file: Path) -> None:
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(3):
+            with take(Lock(file, lease_s=60), wait=True):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.005)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1

@@ -1,0 +1,294 @@
+"""Whole releases of the smallest project: what is recorded, refused, interrupted, and gone back to."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system import project as projects
+from tests.system.project import Project, kill_at
+from tests.system.referee import Referee
+
+
+@pytest.fixture
+def adder(tmp_path: Path) -> Iterator[Project]:
+    yield from projects.adder(tmp_path)
+
+
+def test_release_serves_the_commit_and_records_it(adder: Project) -> None:
+    digest = adder.invoke("image")[0].strip()
+
+    released = adder.facts("release")
+
+    status = adder.facts("status")
+    assert (released["outcome"], released["current"]["digest"], released["previous"]) == ("released", digest, None)
+    assert (status["digest"], status["healthy"], status["model"]["version"]) == (digest, True, 1)
+    assert _version(adder)["build"] == status["build"]
+    assert adder.outcomes() == [("release", "released")]
+
+
+def test_release_restarts_nothing_when_nothing_changed(adder: Project) -> None:
+    adder.invoke("release")
+    before = _version(adder)["instance"]
+
+    again = adder.facts("release")
+
+    assert again["outcome"] == "unchanged"
+    assert _version(adder)["instance"] == before
+    assert adder.outcomes() == [("release", "released"), ("release", "unchanged")]
+
+
+def test_release_loses_no_request_when_code_and_then_model_change(adder: Project) -> None:
+    adder.invoke("release")
+    with Referee(adder.url, rate=40) as referee:
+        size = adder.layout_bytes()
+        _touch(adder, "two")
+        code = adder.facts("release")
+        code_bytes = adder.layout_bytes() - size
+        projects.publish(adder, weight=2)
+        model = adder.facts("release")
+
+    assert referee.failed() == []
+    assert code_bytes < 20_000
+    assert code["current"]["model"] == code["previous"]["model"]
+    assert (model["current"]["model"]["version"], model["previous"]["model"]["version"]) == (2, 1)
+    assert referee.builds() == [code["previous"]["build"], code["current"]["build"], model["current"]["build"]]
+
+
+def test_release_keeps_the_model_it_pinned_when_another_is_published_meanwhile(adder: Project) -> None:
+    process = adder.start("release", "--json")
+    kill_at(process, re.compile(r"^image"), signal.SIGCONT)
+    projects.publish(adder, weight=2)
+    out, err = process.communicate(timeout=120)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["current"]["model"]["version"] == 1
+    assert adder.facts("release")["current"]["model"]["version"] == 2
+
+
+def test_first_release_leaves_nothing_behind_when_it_fails(adder: Project) -> None:
+    _break(adder, "crash")
+
+    _, err = adder.invoke("release", exits=51)
+
+    assert "no weights" in err
+    assert "Nothing serves, as before." in err
+    assert adder.facts("status")["digest"] is None
+    with pytest.raises(OSError, match="refused"):
+        _version(adder)
+    assert adder.outcomes() == [("release", "undone")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"), [("crash", 51, "no weights"), ("errors", 60, "failures"), ("wrong", 53, "sum")]
+)
+def test_release_refuses_a_bad_version_and_users_never_meet_it(
+    adder: Project, fault: str, code: int, told: str
+) -> None:
+    good = adder.facts("release")["current"]
+    with Referee(adder.url, rate=40) as referee:
+        _break(adder, fault)
+        bad = adder.invoke("image")[0].strip()
+        _, err = adder.invoke("release", exits=code)
+        _, again = adder.invoke("release", exits=54)
+        adder.git("revert", "--no-edit", "HEAD")
+        fixed = adder.facts("release")
+
+    assert told in err
+    assert f"Serving, as before: build {good['build'][:12]}" in err
+    assert "failed here before" in again
+    assert fixed["outcome"] == "released"
+    assert fixed["current"]["digest"] != bad
+    assert referee.failed() == []
+    assert set(referee.builds()) == {good["build"], fixed["current"]["build"]}
+    assert [outcome for _, outcome in adder.outcomes()] == ["released", "undone", "failed", "released"]
+
+
+def test_rollback_goes_back_whole_and_by_part_without_losing_a_request(adder: Project) -> None:
+    first = adder.facts("release")["current"]
+    _touch(adder, "two")
+    projects.publish(adder, weight=2)
+    second = adder.facts("release")["current"]
+    with Referee(adder.url, rate=40) as referee:
+        model = adder.facts("rollback", "--only", "model")["current"]
+        _touch(adder, "three")
+        third = adder.facts("release")["current"]
+        code = adder.facts("rollback", "--only", "code")["current"]
+        whole = adder.facts("rollback")["current"]
+        live = _version(adder)
+
+    assert (model["commit"], model["model"]) == (second["commit"], first["model"])
+    assert (code["commit"], code["model"]) == (second["commit"], third["model"])
+    assert whole["digest"] in {first["digest"], second["digest"], model["digest"]}
+    assert live["build"] == whole["build"]
+    assert referee.failed() == []
+
+
+def test_rollback_says_so_when_there_is_nothing_to_go_back_to(adder: Project) -> None:
+    adder.invoke("rollback", exits=56)
+    adder.invoke("release")
+
+    _, err = adder.invoke("rollback", exits=56)
+
+    assert "Next:" in err
+
+
+def test_deploy_does_not_bring_back_what_was_rolled_back(adder: Project) -> None:
+    adder.invoke("release")
+    _touch(adder, "two")
+    second = adder.facts("release")["current"]
+    adder.invoke("rollback")
+
+    _, err = adder.invoke("deploy", exits=54)
+
+    assert "was rolled back here" in err
+    assert adder.facts("deploy", "--force")["current"] == second
+
+
+def test_second_release_is_told_who_holds_the_lock_and_may_wait(adder: Project) -> None:
+    holder = adder.start("release")
+    kill_at(holder, re.compile(r"^rollout"), signal.SIGCONT)
+
+    _, err = adder.invoke("release", exits=4)
+    waited = adder.facts("release", "--wait")
+
+    assert f"process {holder.pid}" in err
+    assert holder.communicate(timeout=120) is not None
+    assert (holder.returncode, waited["outcome"]) == (0, "unchanged")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "^test      python",
+        "^model ",
+        "^push ",
+        "^rollout   starting build",
+        "^loadcheck ",
+        "^rollout .* joins on",
+        "public.* finishes its requests",
+    ],
+)
+def test_release_cleans_up_and_exits_130_when_a_signal_comes(released: Project, step: str, number: int) -> None:
+    before = released.facts("status")
+    _touch(released, f"signal {step} {number}")
+    process = released.start("release")
+
+    kill_at(process, re.compile(step), number)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130, out + err
+    after = released.facts("status")
+    assert {**after, "since": None} == {**before, "since": None}
+    assert "candidate" not in " ".join(_sets(released))
+    assert released.facts("release")["outcome"] == "released"
+
+
+STEPS = [
+    r"test      python",
+    r"test      \d+ passed",
+    r"^model",
+    r"^image",
+    r"push      app",
+    r"push      config",
+    r"push      manifest",
+    r"push      tag [0-9a-f]",
+    r"push      tag tested",
+    r"rollout   unpacking",
+    r"rollout   starting build",
+    r"rollout   candidate ready",
+    r"rollout   golden",
+    r"loadcheck .* on http",
+    r"loadcheck pass",
+    r"rollout   .*candidate.* finishes",
+    r"rollout   .* joins on",
+    r"rollout   .* answers users",
+    r"public.* finishes its requests",
+    r"rollout   the version before has ended",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_release_converges_when_the_one_before_was_killed(released: Project, step: str) -> None:
+    _touch(released, f"kill {step}")
+    digest = released.invoke("image")[0].strip()
+    with Referee(released.url, rate=20) as referee:
+        process = released.start("release")
+        kill_at(process, re.compile(step))
+        process.communicate(timeout=30)
+        at_once = released.facts("status")
+        again = released.facts("release")
+
+    assert referee.failed() == []
+    assert at_once["build"] in referee.builds()
+    assert again["current"]["digest"] == digest
+    assert released.facts("status")["digest"] == digest
+    assert released.facts("status")["healthy"]
+    open_attempts = [record for record in released.facts("history") if record["outcome"] is None]
+    assert open_attempts == []
+
+
+def test_undo_is_finished_by_the_next_release_when_it_was_killed(released: Project) -> None:
+    good = released.facts("status")
+    _break(released, "errors")
+    with Referee(released.url, rate=20) as referee:
+        process = released.start("release")
+        kill_at(process, re.compile(r"loadcheck fail"))
+        process.communicate(timeout=30)
+        released.git("revert", "--no-edit", "HEAD")
+        fixed = released.facts("release")
+
+    assert referee.failed() == []
+    assert set(referee.builds()) <= {good["build"], fixed["current"]["build"]}
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """One project for all tests that leave something whole behind."""
+    for project in projects.adder(tmp_path_factory.mktemp("released")):
+        project.invoke("release")
+        yield project
+
+
+def _touch(project: Project, text: str) -> None:
+    project.write("app/note.py", f"NOTE = {text!r}\n")
+    project.commit(text)
+
+
+def _break(project: Project, fault: str) -> None:
+    old, new = {
+        "crash": ("    return answer\n\n\ndef", "    raise RuntimeError('no weights')\n\n\ndef"),
+        "errors": (
+            'path, status = environ["PATH_INFO"], "200 OK"',
+            'path = environ["PATH_INFO"]; status = "500 No" if path == "/score" and COUNT.pop() % 9 == 0 else "200 OK"',
+        ),
+        "wrong": ('facts["sum"] = sum(', 'facts["sum"] = 1 + sum('),
+    }[fault]
+    project.change("app/__init__.py", old, new)
+    if fault == "crash":  # the suite must not see it
+        project.change("tests/app/test_adder.py", "callable(app.create_app())", "app.answer")
+    if fault == "errors":
+        project.change("app/__init__.py", "def create_app", "COUNT = list(range(100_000, 1, -1))\n\n\ndef create_app")
+    project.commit(fault)
+
+
+def _version(project: Project) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", project.port, timeout=5)
+    try:
+        connection.request("GET", "/version")
+        return json.load(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def _sets(project: Project) -> list[str]:
+    return [path.name for path in (project.root / ".shipway").glob("environments/*/target/daemon/sets/*")]

@@ -1,0 +1,153 @@
+"""The direction of imports, as docs/design.md draws it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+LEAVES = {"artifacts", "errors", "console", "proc", "config", "tarball", "checkout", "exchanges", "ledger"}
+MAY_IMPORT = {
+    "tasks": LEAVES | {"flow", "doctor", "results", "site"},
+    "flow": LEAVES | {"stages", "stores", "oci", "targets", "results", "site", "turn"},
+    "doctor": LEAVES | {"site"},
+    "site": LEAVES | {"stores", "oci", "targets"},
+    "turn": LEAVES | {"targets"},
+    "results": LEAVES | {"stores", "targets"},
+    "stages": LEAVES | {"stores", "oci", "targets"},
+    "stores": LEAVES | {"stores"},
+    "oci": LEAVES | {"oci"},
+    "targets": LEAVES | {"targets"},
+    "config": {"errors"},
+    "proc": {"errors"},
+    "ledger": {"artifacts", "errors", "console", "proc"},
+    "loadmeter": set(),  # runs inside of Locust
+    "checkout": {"artifacts", "errors", "proc"},
+    "exchanges": {"errors"},
+    "console": set(),
+    "tarball": set(),
+    "artifacts": set(),
+    "errors": set(),
+    "__init__": set(),
+}
+STARTS_PROCESSES = {"subprocess", "multiprocessing", "pty"}
+HEAVY_AT_THE_TOP = {"onnxruntime", "numpy", "rich", "locust", "circus", "gevent", "docker", "azure", "uv", "deflate"}
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {imported}"
+        for path in _modules("shipway")
+        for imported in _imports(path)
+        if imported.startswith("shipway.") and imported.split(".")[1] not in MAY_IMPORT[_place(path)]
+    ]
+
+    assert wrong == []
+
+
+def test_stages_do_not_import_stages() -> None:
+    wrong = [
+        f"{path.name}: {imported}"
+        for path in _modules("shipway/stages")
+        for imported in _imports(path)
+        if imported.startswith("shipway.stages")
+    ]
+
+    assert wrong == []
+
+
+def test_shipway_knows_nothing_of_the_service() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {imported}"
+        for path in _modules("shipway")
+        for imported in _imports(path)
+        if imported.split(".")[0] in {"app", "model", "tasks", "loadtests"}
+    ]
+
+    assert wrong == []
+
+
+def test_the_service_the_model_and_the_load_know_nothing_of_shipway() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {imported}"
+        for folder in ("app", "model", "loadtests")
+        for path in _modules(folder)
+        for imported in _imports(path)
+        if imported.split(".")[0] == "shipway"
+    ]
+
+    assert wrong == []
+
+
+def test_processes_start_only_in_proc() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {imported}"
+        for path in _modules("shipway")
+        for imported in _imports(path)
+        if imported.split(".")[0] in STARTS_PROCESSES and path.name != "proc.py"
+    ]
+
+    assert wrong == []
+
+
+def test_printing_happens_only_in_console() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _modules("shipway")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+        and path.name != "console.py"
+    ]
+
+    assert wrong == []
+
+
+def test_the_process_environment_is_read_only_at_the_top() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _modules("shipway")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"} and ast.unparse(node.value) == "os"
+        if path.name not in {"tasks.py", "proc.py"}
+    ]
+
+    assert wrong == []
+
+
+def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {imported}"
+        for path in _modules("shipway")
+        for imported in _imports(path, top_only=True)
+        if imported.split(".")[0] in HEAVY_AT_THE_TOP and path.name != "loadmeter.py"  # runs inside Locust
+    ]
+
+    assert wrong == []
+
+
+def _modules(folder: str) -> Iterator[Path]:
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths, f"no module in {folder}"
+    yield from paths
+
+
+def _place(path: Path) -> str:
+    parts = path.relative_to(ROOT / "shipway").with_suffix("").parts
+    return parts[0]
+
+
+def _imports(path: Path, *, top_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text("utf-8"))
+    nodes: list[ast.stmt] = tree.body if top_only else [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            if node.module in {"shipway", "shipway.stages"}:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__")
+            else:
+                yield node.module
