@@ -104,7 +104,7 @@ def test_sample_goes_back_by_part_without_losing_a_request(sample: Project, chel
     assert steps[1]["model"] == steps[0]["model"]
     assert seen["digest"] == steps[2]["digest"]
     assert referee.failed() == []
-    assert referee.builds()[1:] == [step["build"] for step in steps]
+    assert referee.builds() == list(dict.fromkeys(step["build"] for step in (newest, *steps)))
 
 
 def test_sample_plan_names_the_bytes_and_the_way_back(sample: Project) -> None:
