@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from shipway import receipts
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version
 from shipway.errors import ConfigError, ImageMissing, NothingToGoBackTo, ShipwayError
 from shipway.ledger import Outcome, Record
@@ -40,7 +41,7 @@ Only = Literal["model", "code"]
 def build(site: Site, *, version: int | None = None, again: bool = False) -> Built:
     """Test the checkout, resolve its model, compose the image and push it."""
     suite = test(site, again=again)
-    model, composed = image(site, version=version)
+    model, composed = _composed(site, version)
     ref, sent = push_stage.push(composed, layout=site.layout, tags=(composed.image.build, TESTED), tell=site.tell)
     return Built(suite=suite, model=model, image=composed.image, ref=ref, sent_bytes=sent.bytes_sent)
 
@@ -112,13 +113,21 @@ def test(site: Site, *, again: bool) -> SuiteRun:
     )
 
 
-def image(site: Site, *, version: int | None = None) -> tuple[Model, Composed]:
+def image(site: Site, *, version: int | None = None) -> Image:
+    """Compose the image, and pin its model for a `push` of this tree that comes later."""
+    model, composed = _composed(site, version)
+    receipts.save(site.state, image_stage.STAGE, tree=site.snapshot.tree, facts={"model_version": model.version})
+    return composed.image
+
+
+def _composed(site: Site, version: int | None = None) -> tuple[Model, Composed]:
     """Pin the model and compose the image, from what was made before where that is the same."""
+    snapshot = site.snapshot
     catalogue, model = model_stage.resolve(site.settings.model, root=site.root, version=version, tell=site.tell)
     composed = image_stage.compose(
         site.settings,
         checkout=site.checkout,
-        snapshot=site.snapshot,
+        snapshot=snapshot,
         model=model,
         model_bytes=partial(catalogue.layer_bytes, cache=site.cache),
         cache=site.cache,
@@ -130,8 +139,13 @@ def image(site: Site, *, version: int | None = None) -> tuple[Model, Composed]:
 
 
 def push(site: Site, *, version: int | None = None) -> ImageRef:
-    """Compose the image and store what is not there; it counts as tested when its tree passed."""
-    _, composed = image(site, version=version)
+    """Store what is not there of the image; the model is the one that `image` pinned for this tree.
+
+    It counts as tested when the tree passed its suite.
+    """
+    tree = site.snapshot.tree
+    pinned = receipts.load(site.state, image_stage.STAGE, tree=tree) or {}
+    _, composed = _composed(site, version or pinned.get("model_version"))
     tested = test_stage.passed_before(site.state, site.snapshot)
     tags = (composed.image.build, TESTED) if tested else (composed.image.build,)
     ref, _ = push_stage.push(composed, layout=site.layout, tags=tags, tell=site.tell)
@@ -172,7 +186,7 @@ def history(site: Site) -> tuple[Record, ...]:
 
 def plan(site: Site, *, version: int | None = None) -> Plan:
     """Say what a release would move, in bytes, and what it would go back to; change nothing that serves."""
-    _, composed = image(site, version=version)
+    _, composed = _composed(site, version)
     planned, live = compose.version(composed.image), site.target.current()
     serves = bool(live and live.healthy and live.version.digest == planned.digest)
     way_back = live.version if live else None
@@ -198,7 +212,7 @@ def stop(site: Site, *, wait: bool = False) -> None:
 
 def run_here(site: Site, *, port: int | None) -> None:
     """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
-    _, composed = image(site)
+    _, composed = _composed(site)
     ref, _ = push_stage.push(composed, layout=site.layout, tags=(), tell=site.tell)
     rollout_stage.run_here(
         composed.image,

@@ -91,8 +91,8 @@ def image(_c: Context, env: str = "", model: str = "", json: bool = False) -> No
     """Compose the image from the commit, the locked dependencies and the model; print its digest."""
     from shipway import flow
 
-    _, composed = flow.image(_site(env), version=_number(model, "--model"))
-    _print(composed.image.digest, {"digest": composed.image.digest, "build": composed.image.build}, as_json=json)
+    composed = flow.image(_site(env), version=_number(model, "--model"))
+    _print(composed.digest, {"digest": composed.digest, "build": composed.build}, as_json=json)
 
 
 @command

@@ -56,8 +56,11 @@ class Turn:
 
     @property
     def serves_already(self) -> bool:
-        """Whether the wanted image is what users are served, and it is well."""
-        return bool(self.previous and self.previous.healthy and self.previous.version.digest == self.version.digest)
+        """Whether the wanted image is what users are served, where the settings say, and it is well."""
+        live = self.previous
+        return bool(
+            live and live.healthy and live.version.digest == self.version.digest and live.url == self.target.url
+        )
 
     @property
     def baseline_p95_ms(self) -> float | None:

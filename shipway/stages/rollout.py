@@ -53,13 +53,13 @@ def ask_golden(candidate: Candidate, root: Path, tell: Tell) -> None:
 def promote(target: Local, candidate: Candidate, tell: Tell) -> None:
     """Let users meet the candidate's version, beside the one before; raise `PromotionFailed`."""
     target.promote(candidate)
-    tell.say("rollout", f"build {candidate.version.build[:12]} answers users, beside what did before")
+    tell.say("rollout", f"build {candidate.version.build[:12]} answers users")
 
 
 def settle(target: Local, tell: Tell) -> None:
     """Let the version before finish its requests and end; raise `PromotionFailed`."""
     target.settle()
-    tell.say("rollout", "the version before has ended")
+    tell.say("rollout", "it alone answers users now")
 
 
 def run_here(image: Image, root: Path, *, port: int, home: Path, proc: Run, tell: Tell) -> None:

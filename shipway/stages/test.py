@@ -8,7 +8,6 @@ of pytest but its JUnit report; another runner writes one to `$JUNIT_XML`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from shipway import receipts
 from shipway.artifacts import Snapshot, SuiteRun
 from shipway.config import Settings
 from shipway.console import Tell
@@ -42,9 +42,8 @@ def run(
 
     Raises `SuiteFailed` with the suite's last lines, and `SuiteEmpty` when no test ran.
     """
-    receipt = state / "receipts" / "test.json"
     requirements = _requirements(settings, root)
-    if not again and (passed := _passed_before(receipt, snapshot)):
+    if not again and (passed := passed_before(state, snapshot)):
         tell.say(STAGE, f"{passed.passed} passed on this tree before; nothing to test")
         return passed
     tell.say(STAGE, " ".join(settings.test.command))
@@ -69,22 +68,15 @@ def run(
         passed=_count_passed(junit),
         seconds=round(time.monotonic() - started, 1),
     )
-    _write(receipt, suite)
+    receipts.save(state, STAGE, tree=snapshot.tree, facts=asdict(suite))
     tell.say(STAGE, f"{suite.passed} passed in {suite.seconds:g} s")
     return suite
 
 
 def passed_before(state: Path, snapshot: Snapshot) -> SuiteRun | None:
     """Return the passing run of this very tree, if there was one on this machine."""
-    return _passed_before(state / "receipts" / "test.json", snapshot)
-
-
-def _passed_before(receipt: Path, snapshot: Snapshot) -> SuiteRun | None:
-    try:
-        suite = SuiteRun(**json.loads(receipt.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return suite if suite.tree == snapshot.tree else None
+    facts = receipts.load(state, STAGE, tree=snapshot.tree)
+    return SuiteRun(**facts) if facts else None
 
 
 def _requirements(settings: Settings, root: Path) -> tuple[Path, ...]:
@@ -155,10 +147,3 @@ def _count_passed(junit: Path) -> int:
     if passed == 0:
         raise SuiteEmpty("the suite passed, but ran no test")
     return passed
-
-
-def _write(receipt: Path, suite: SuiteRun) -> None:
-    receipt.parent.mkdir(parents=True, exist_ok=True)
-    fresh = receipt.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(suite), indent=2) + "\n", "utf-8")
-    fresh.replace(receipt)

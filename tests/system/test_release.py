@@ -73,6 +73,27 @@ def test_release_keeps_the_model_it_pinned_when_another_is_published_meanwhile(a
     assert adder.facts("release")["current"]["model"]["version"] == 2
 
 
+def test_stages_alone_hand_the_pinned_model_on(adder: Project) -> None:
+    adder.invoke("test")
+    composed = adder.facts("image")
+    projects.publish(adder, weight=2)
+
+    pushed = adder.facts("push")
+    deployed = adder.facts("deploy")
+
+    assert (pushed["digest"], deployed["current"]["digest"]) == (composed["digest"], composed["digest"])
+    assert deployed["current"]["model"]["version"] == 1
+
+
+def test_release_refuses_another_address_while_one_is_served(adder: Project) -> None:
+    adder.invoke("release")
+
+    _, err = adder.invoke("release", exits=2, SHIPWAY_ROLLOUT_PORT=str(projects.free_port()))
+
+    assert adder.url in err
+    assert adder.facts("status")["healthy"]
+
+
 def test_first_release_leaves_nothing_behind_when_it_fails(adder: Project) -> None:
     _break(adder, "crash")
 
@@ -211,9 +232,9 @@ STEPS = [
     r"loadcheck pass",
     r"rollout   .*candidate.* finishes",
     r"rollout   .* joins on",
-    r"rollout   .* answers users",
+    r"rollout   build .* answers users",
     r"public.* finishes its requests",
-    r"rollout   the version before has ended",
+    r"rollout   it alone answers",
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-LEAVES = {"artifacts", "errors", "console", "proc", "config", "tarball", "checkout", "exchanges", "ledger"}
+LEAVES = {"artifacts", "errors", "console", "proc", "config", "tarball", "checkout", "exchanges", "ledger", "receipts"}
 MAY_IMPORT = {
     "tasks": LEAVES | {"flow", "doctor", "results", "site"},
     "flow": LEAVES | {"stages", "stores", "oci", "targets", "results", "site", "turn"},
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "proc": {"errors"},
     "ledger": {"artifacts", "errors", "console", "proc"},
     "loadmeter": set(),  # runs inside of Locust
+    "receipts": {"ledger"},
     "checkout": {"artifacts", "errors", "proc"},
     "exchanges": {"errors"},
     "console": set(),

@@ -49,6 +49,7 @@ def test_container_world_is_mapped_onto_the_folder() -> None:
             "PORT": "4711",
             "METRICS_PORT": "4712",
             "HOME": "/state/home",
+            "HOST": "127.0.0.1",
             "TMPDIR": "/tmp",  # noqa: S108 - expected, not used
             "SHIPWAY_SET": "/state/set",
         },
