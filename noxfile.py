@@ -6,12 +6,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import nox
 from uv import find_uv_bin
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+LOCKED = ["--require-hashes", "--no-deps", "-r", "app/requirements.txt"]
+# pyenv keeps its versions off the PATH, where nobody else looks
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, sorted(PYENV.glob("versions/3.*/bin")))])
 
 nox.needs_version = ">=2026.0"
 nox.options.default_venv_backend = "uv"
@@ -28,9 +34,6 @@ def found(versions: list[str]) -> list[str]:
         for version in versions
         if subprocess.run([*look, version], capture_output=True, check=False).returncode == 0  # noqa: S603 - uv's own path
     ]
-
-
-LOCKED = ["--require-hashes", "--no-deps", "-r", "app/requirements.txt"]
 
 
 @nox.session
