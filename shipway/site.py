@@ -105,7 +105,12 @@ class Site:
 
     @property
     def layout(self) -> Layout:
-        """The images."""
+        """The images. Raises `NotConfigured` for a registry, which this version does not know yet."""
+        if (repository := self.settings.push.repository) != "layout":
+            raise NotConfigured(
+                f"the registry {repository!r} of environment {self.environment!r} is not configured",
+                advice="this version keeps images in a layout on disk: leave [push] repository out",
+            )
         return Layout(self.state / "images")
 
     @property

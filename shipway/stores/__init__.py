@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shipway.errors import NotConfigured
 from shipway.proc import Proc, Run
 from shipway.stores.catalogue import Catalogue
 from shipway.stores.directory import Directory
@@ -12,5 +13,12 @@ __all__ = ["Catalogue", "open_catalogue"]
 
 
 def open_catalogue(store: str, *, root: Path, run: Run | None = None) -> Catalogue:
-    """Open the store that `[model] store` names: a folder, relative to `root`."""
+    """Open the store that `[model] store` names: a folder, relative to `root`.
+
+    Raises `NotConfigured` for a store elsewhere, which this version does not know yet.
+    """
+    if "://" in store:
+        raise NotConfigured(
+            f"the model store {store!r} is not configured", advice="this version reads models from a folder"
+        )
     return Catalogue(Directory(root / store), run=run or Proc())

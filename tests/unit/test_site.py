@@ -1,0 +1,57 @@
+"""A site: what this version does not know yet is said, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shipway.errors import NotConfigured
+from shipway.site import Site
+
+SETTINGS = """
+[project]
+name = "thing"
+[model]
+name = "net"
+store = "models"
+[service]
+command = ["serve"]
+[env.cloud.model]
+store = "az://account/models"
+[env.cloud.push]
+repository = "registry.example/thing"
+[env.cloud.rollout]
+target = "kubernetes"
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        (lambda site: site.catalogue, "az://account/models"),
+        (lambda site: site.layout, "registry.example/thing"),
+        (lambda site: site.target, "kubernetes"),
+    ],
+)
+def test_part_is_not_configured_when_it_is_in_a_cloud(
+    tmp_path: Path, part: Callable[[Site], object], named: str
+) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS)
+    site = Site.open(tmp_path, environment="cloud", environ={})
+
+    with pytest.raises(NotConfigured, match=named) as caught:
+        part(site)
+
+    assert "this version" in caught.value.next
+
+
+def test_open_finds_the_project_from_a_folder_inside(tmp_path: Path) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS)
+    inside = tmp_path / "app" / "deep"
+    inside.mkdir(parents=True)
+
+    site = Site.open(inside, environment=None, environ={})
+
+    assert site.root == tmp_path
