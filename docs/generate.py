@@ -72,7 +72,9 @@ def tasks_page() -> str:
         "stderr.",
     ]
     for name, task in sorted(_all_tasks(namespace())):
+        words = dict(task.help)
         arguments = task.get_arguments()
+        task.help = words  # Invoke takes each word out as it reads it
         lines += ["", f"## {name}", "", (inspect.getdoc(task.body) or "").strip()]
         if arguments:
             lines += ["", "| flag | meaning |", "| --- | --- |"]
@@ -96,10 +98,11 @@ def _default(value: Any) -> str:
 
 
 def all_errors(root: type[errors.ShipwayError]) -> Iterator[type[errors.ShipwayError]]:
-    """Yield every error there is below `root`."""
+    """Yield every error of its module below `root`; a module's own kinds are not for users."""
     for error in root.__subclasses__():
-        yield error
-        yield from all_errors(error)
+        if error.__module__ == root.__module__:
+            yield error
+            yield from all_errors(error)
 
 
 def _all_tasks(collection: Collection, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -50,6 +51,11 @@ class Digest(str):
         return self[7:19]
 
 
+def short_commit(commit: str) -> str:
+    """Return a commit for people: 12 digits, and `-dirty` where changed files went in."""
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """What git holds of the checkout: the commit, and the tree that is released.
@@ -66,7 +72,7 @@ class Snapshot:
     @property
     def label(self) -> str:
         """The commit for people: 12 digits, and `-dirty` where that is so."""
-        return self.commit[:12] + ("-dirty" if self.dirty else "")
+        return short_commit(self.commit + ("-dirty" if self.dirty else ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +192,19 @@ class Version:
     commit: str
     model: ModelRef
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """Return the version that was written down as these facts; raises `ValueError`, `KeyError`, `TypeError`."""
+        model = facts["model"]
+        return cls(
+            digest=Digest(facts["digest"]),
+            build=facts["build"],
+            commit=facts["commit"],
+            model=ModelRef(name=model["name"], version=model["version"], digest=Digest(model["digest"])),
+        )
+
     def __str__(self) -> str:
-        return f"build {self.build[:12]} ({self.commit[:12]}, {self.model.name} {self.model.version})"
+        return f"build {self.build[:12]} ({short_commit(self.commit)}, {self.model.name} {self.model.version})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

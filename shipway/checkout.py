@@ -101,7 +101,8 @@ class Checkout:
             raise ToolMissing(program="git")
         if done.code != 0:
             message = f"git {words[0]} failed in {self.root}"
-            raise CheckoutError(message, tail=done.tail)
+            advice = "" if words[0] == "log" else "mend what git says, then run the same command again"
+            raise CheckoutError(message, tail=done.tail, advice=advice)
         return done.stdout
 
 

@@ -104,7 +104,9 @@ class PushSettings(_Table):
     """`[push]`: where images go."""
 
     repository: str = Field("layout", description="`layout`: the OCI image layout in `.shipway/images`.")
-    keep: Annotated[int, Field(ge=2)] = Field(10, description="Images kept in the layout, besides those that run.")
+    keep: Annotated[int, Field(ge=2)] = Field(
+        10, description="Images kept besides those that run: so many that served, and so many that were pushed last."
+    )
 
 
 class RolloutSettings(_Table):

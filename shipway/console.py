@@ -7,7 +7,10 @@ terminal, plain lines elsewhere. Each line of progress begins with its stage's w
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +43,8 @@ class Console:
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         """Write results to `out` and all else to `err` (default: this process's)."""
         self._out = out or sys.stdout
+        if isinstance(self._out, io.TextIOWrapper):
+            self._out.reconfigure(errors="backslashreplace")  # not every terminal can show every path
         self._err = err or sys.stderr
         self._terminal = self._err.isatty()
         self._live_at = 0.0
@@ -57,8 +62,8 @@ class Console:
         """See `Tell.live`; a log gets a line every five seconds."""
         now = time.monotonic()
         if self._terminal:
-            self._err.write(f"\r\x1b[2K{stage:<10}{text}")
-            self._err.flush()
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be taken back
+            self._write(f"\r\x1b[2K{stage:<10}{text}"[: width + len("\r\x1b[2K")])
             self._live_open = True
         elif now - self._live_at >= _PLAIN_EVERY_S:
             self._line(f"{stage:<10}{text}")
@@ -83,11 +88,18 @@ class Console:
         yield advance
         self._clear()
 
+    def fail(self, text: str) -> None:
+        """Tell why the command failed, its last words."""
+        self._line(f"error: {text}")
+
     def result(self, text: str) -> None:
         """Print the command's result, the only thing on stdout."""
         self._clear()
-        self._out.write(text + "\n")
-        self._out.flush()
+        try:
+            self._out.write(text + "\n")
+            self._out.flush()
+        except BrokenPipeError:  # `| head` has read enough, and what was done is done
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
 
     def result_json(self, value: Any) -> None:
         """Print the command's result for machines: one JSON document."""
@@ -95,13 +107,17 @@ class Console:
 
     def _line(self, text: str) -> None:
         self._clear()
-        self._err.write(text + "\n")
-        self._err.flush()
+        self._write(text + "\n")
 
     def _clear(self) -> None:
         if self._live_open:
-            self._err.write("\r\x1b[2K")
+            self._write("\r\x1b[2K")
             self._live_open = False
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone: cleaning up must go on all the same
+            self._err.write(text)
+            self._err.flush()
 
 
 def size(count: float) -> str:

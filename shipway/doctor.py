@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shipway.console import size
-from shipway.errors import AddressTaken, NotConfigured, NotReady, ShipwayError
+from shipway.errors import Interrupted, NotConfigured, NotReady, ShipwayError
 from shipway.site import Site
 
 _ENOUGH_BYTES = 2_000_000_000  # two versions of the sample service, unpacked, and their layers
@@ -41,6 +40,8 @@ def require_all_well(findings: Sequence[Finding]) -> None:
 def _finding(what: str, look: Callable[[Site], str], site: Site) -> Finding:
     try:
         return Finding(what=what, well=True, seen=look(site))
+    except Interrupted:
+        raise
     except (ShipwayError, OSError) as error:
         return Finding(what=what, well=False, seen=str(error))
 
@@ -70,14 +71,13 @@ def _target(site: Site) -> str:
     live = site.target.current()
     if live:
         return f"{live.version} on {live.url}, {'healthy' if live.healthy else 'not healthy'}"
-    settings = site.settings.rollout
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise AddressTaken(f"{settings.host}:{settings.port}: {error.strerror}") from error
+    site.target.require_free()
     return f"nothing serves; {site.target.url} is free"
+
+
+def _images(site: Site) -> str:
+    count = len(set(site.layout.tags().values()))
+    return f"{count} in {site.layout.folder}"
 
 
 def _lock(site: Site) -> str:
@@ -97,6 +97,7 @@ _LOOKS: dict[str, Callable[[Site], str]] = {
     "checkout": _checkout,
     "requirements": _requirements,
     "model": _model,
+    "images": _images,
     "target": _target,
     "lock": _lock,
     "disk": _disk,

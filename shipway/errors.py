@@ -12,8 +12,6 @@ import signal
 from collections.abc import Sequence
 from typing import ClassVar
 
-UNTOUCHED = "What is serving was not touched."
-
 
 class ShipwayError(Exception):
     """The root of the tree; never raised itself."""
@@ -43,7 +41,7 @@ class ConfigError(ShipwayError):
     """`release.toml`, a flag or a `SHIPWAY_…` variable is wrong."""
 
     code = 2
-    advice = "invoke config shows every value and where it comes from"
+    advice = "mend what is named; docs/settings.md explains every setting"
 
 
 class NotConfigured(ShipwayError):
@@ -72,18 +70,18 @@ class CheckoutError(ShipwayError):
     advice = "run inside a git checkout that has at least one commit"
 
 
-class LoginMissing(ShipwayError):
-    """A credential is missing, refused or expired."""
-
-    code = 3
-    advice = "invoke doctor says which credential was tried"
-
-
 class NotReady(ShipwayError):
     """`invoke doctor` found something that a release would stumble over."""
 
     code = 3
     advice = "mend what is marked BAD above"
+
+
+class MachineRefused(ShipwayError):
+    """This machine refused: a folder is read-only, a disk or a table of processes is full."""
+
+    code = 3
+    advice = "make what is named writable, or make room, then run the same command again"
 
 
 class LockHeld(ShipwayError):
@@ -220,7 +218,7 @@ class ImageCorrupt(PushError):
     """What is stored under a digest is something else."""
 
     code = 42
-    advice = "delete the blob that is named and run again"
+    advice = "delete the file that is named, then invoke release writes it again"
 
 
 # -- 50 to 59: rollout -------------------------------------------------------------------
@@ -321,9 +319,9 @@ class ToolFailed(ShipwayError):
     """A program that shipway started failed."""
 
     code = 3
+    advice = "mend what its last lines say, then run the same command again"
 
     def __init__(self, *, argv: Sequence[str], code: int, tail: str) -> None:
         """Name the program, how it ended, and its last lines."""
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         super().__init__(f"{' '.join(argv[:4])}{' …' if len(argv) > 4 else ''} {how}", tail=tail)  # noqa: PLR2004
-        self.exit_code = code

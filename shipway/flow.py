@@ -8,6 +8,7 @@ whatever ends a deploy early, what served before serves afterwards, and the reco
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,7 +29,7 @@ from shipway.stages import model as model_stage
 from shipway.stages import push as push_stage
 from shipway.stages import rollout as rollout_stage
 from shipway.stages import test as test_stage
-from shipway.turn import GOOD, Turn, refusal, take, version_of
+from shipway.turn import Turn, refusal, served, take
 
 TESTED = "tested"  # tags the newest image that was built from a passing suite
 Kind = Literal["release", "deploy", "rollout", "rollback"]
@@ -56,16 +57,18 @@ def deploy(
     wanted = site.layout.image(digest or _newest_tested(site))
     with _turn(site, kind, wanted, wait=wait) as turn:
         if turn.serves_already:
-            return _closed(site, turn, "unchanged")
+            turn.held.discard_candidate()  # a killed release of another version may have left one
+            return _closed(site, turn, "unchanged" if turn.passed_before() else "released")
         turn.refuse_what_failed(force=force)
         folder = site.unpacked(wanted.digest)
         with turn.going_back():
             candidate = rollout_stage.start(turn.held, wanted, folder, site.tell)
-            rollout_stage.ask_golden(candidate, folder, site.tell)
+            rollout_stage.ask_golden(candidate.url, turn.version.model, folder, site.tell)
             _measure_candidate(site, turn, candidate.url)
             rollout_stage.promote(turn.held, candidate, site.tell)
-            _measure_public(site, turn)
+            _measure_public(site, turn, folder)
             rollout_stage.settle(turn.held, site.tell)
+            rollout_stage.ask_golden(turn.target.url, turn.version.model, folder, site.tell)
         deployed = _closed(site, turn, "rolled back" if kind == "rollback" else "released")
         _clean_up(site)
         return deployed
@@ -75,6 +78,7 @@ def release(
     site: Site, *, version: int | None = None, again: bool = False, wait: bool = False, force: bool = False
 ) -> Deployed:
     """Build this commit and deploy it."""
+    _ = site.target  # one that is not configured is found out before anything is built
     built = build(site, version=version, again=again)
     return deploy(site, built.ref.digest, kind="release", wait=wait, force=force)
 
@@ -86,7 +90,10 @@ def rollback(site: Site, *, only: Only | None = None, wait: bool = False) -> Dep
     """
     live = site.target.current()
     if live is None:
-        raise NothingToGoBackTo(f"nothing serves in {site.environment}")
+        raise NothingToGoBackTo(
+            f"nothing serves in {site.environment}",
+            advice="invoke deploy starts the newest tested image; invoke history --json lists all that served",
+        )
     earlier = _earlier(site, live.version, only).digest
     if only:
         code, model = (live.version.digest, earlier) if only == "model" else (earlier, live.version.digest)
@@ -122,12 +129,11 @@ def image(site: Site, *, version: int | None = None) -> Image:
 
 def _composed(site: Site, version: int | None = None) -> tuple[Model, Composed]:
     """Pin the model and compose the image, from what was made before where that is the same."""
-    snapshot = site.snapshot
     catalogue, model = model_stage.resolve(site.settings.model, root=site.root, version=version, tell=site.tell)
     composed = image_stage.compose(
         site.settings,
         checkout=site.checkout,
-        snapshot=snapshot,
+        snapshot=site.snapshot,
         model=model,
         model_bytes=partial(catalogue.layer_bytes, cache=site.cache),
         cache=site.cache,
@@ -143,8 +149,7 @@ def push(site: Site, *, version: int | None = None) -> ImageRef:
 
     It counts as tested when the tree passed its suite.
     """
-    tree = site.snapshot.tree
-    pinned = receipts.load(site.state, image_stage.STAGE, tree=tree) or {}
+    pinned = receipts.load(site.state, image_stage.STAGE, tree=site.snapshot.tree) or {}
     _, composed = _composed(site, version or pinned.get("model_version"))
     tested = test_stage.passed_before(site.state, site.snapshot)
     tags = (composed.image.build, TESTED) if tested else (composed.image.build,)
@@ -188,9 +193,9 @@ def plan(site: Site, *, version: int | None = None) -> Plan:
     """Say what a release would move, in bytes, and what it would go back to; change nothing that serves."""
     _, composed = _composed(site, version)
     planned, live = compose.version(composed.image), site.target.current()
-    serves = bool(live and live.healthy and live.version.digest == planned.digest)
+    same = bool(live and live.version.digest == planned.digest)
     way_back = live.version if live else None
-    if live and serves:
+    if live and same:
         with contextlib.suppress(NothingToGoBackTo):
             way_back = _earlier(site, live.version, None)
     return Plan(
@@ -198,22 +203,25 @@ def plan(site: Site, *, version: int | None = None) -> Plan:
         tested=test_stage.passed_before(site.state, site.snapshot) is not None,
         version=planned,
         moves=push_stage.plan(composed, layout=site.layout),
-        serves=serves,
+        serves=bool(live and same and live.healthy),
+        is_down=bool(live and same and not live.healthy),
         way_back=None if way_back == planned else way_back,
         refusal=refusal(site.ledger.attempts(), planned),
     )
 
 
-def stop(site: Site, *, wait: bool = False) -> None:
-    """End what serves on this machine; `deploy` or `release` starts it again."""
+def stop(site: Site, *, wait: bool = False) -> Version | None:
+    """End what serves on this machine, and return what that was; `deploy` or `release` starts it again."""
     with site.lock.acquire(owner=site.who, what="stop", wait=wait, tell=site.tell):
+        live = site.target.current()
         site.target.stop()
+    return live.version if live else None
 
 
 def run_here(site: Site, *, port: int | None) -> None:
     """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
     _, composed = _composed(site)
-    ref, _ = push_stage.push(composed, layout=site.layout, tags=(), tell=site.tell)
+    ref, _ = push_stage.push(composed, layout=site.layout, tags=(composed.image.build,), tell=site.tell)
     rollout_stage.run_here(
         composed.image,
         site.unpacked(ref.digest),
@@ -248,9 +256,9 @@ def _newest_tested(site: Site) -> Digest:
 
 
 def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
-    """Hold the candidate's figures against the limits; what served here before has passed already."""
-    if turn.kind == "rollback" and turn.passed_before():
-        site.tell.say("loadcheck", "served users here before: passed then")
+    """Hold the candidate's figures against the limits and the last release's."""
+    if turn.is_trusted:
+        site.tell.say("loadcheck", "served users here before, and passed then")
         return
     report = _measure(
         site,
@@ -264,18 +272,38 @@ def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
     loadcheck_stage.require_pass(report)
 
 
-def _measure_public(site: Site, turn: Turn) -> None:
-    """Hold what users meet against the limits, while the version before still serves beside."""
-    builds = {turn.version.build} | ({turn.previous.version.build} if turn.previous else set())
-    report = _measure(
-        site,
-        turn.target.url,
-        model=_model_folder(site, turn.version),
-        seconds=site.settings.loadcheck.public_seconds,
-        builds=builds,
-    )
+def _measure_public(site: Site, turn: Turn, folder: Path) -> None:
+    """Hold what users meet against the limits, while the version before still serves beside.
+
+    If that fails, the version before may be the culprit; then it must not stand in the way
+    of its own replacement. So the new one is taken away, and the old one measured alone.
+    """
+    if turn.is_trusted:
+        return
+    before = turn.previous.version if turn.previous else None
+    report = _measure_live(site, turn, turn.version, *([before] if before else []))
+    if report.verdict != "pass" and before:
+        turn.held.undo(before)
+        if _measure_live(site, turn, before).verdict != "pass":
+            site.tell.warn(f"what serves now, {before}, does not pass itself: it goes before the new one is measured")
+            candidate = rollout_stage.start(turn.held, site.layout.image(turn.version.digest), folder, site.tell)
+            rollout_stage.promote(turn.held, candidate, site.tell)
+            rollout_stage.settle(turn.held, site.tell)
+            report = _measure_live(site, turn, turn.version)
     turn.attempt.note(public_load=figures(report))
     loadcheck_stage.require_pass(report)
+
+
+def _measure_live(site: Site, turn: Turn, *versions: Version) -> LoadReport:
+    """Measure the public address, which these versions share; answers are compared where one model gives them."""
+    return _measure(
+        site,
+        turn.target.url,
+        model=_model_folder(site, versions[0]),
+        seconds=site.settings.loadcheck.public_seconds,
+        builds={version.build for version in versions},
+        check_answers=len({version.model.digest for version in versions}) == 1,
+    )
 
 
 def _measure(
@@ -286,6 +314,7 @@ def _measure(
     seconds: float,
     builds: AbstractSet[str] | None,
     baseline_p95_ms: float | None = None,
+    check_answers: bool = True,
 ) -> LoadReport:
     return loadcheck_stage.run(
         site.settings.loadcheck,
@@ -300,6 +329,7 @@ def _measure(
         environ=site.environ,
         proc=site.proc,
         tell=site.tell,
+        check_answers=check_answers,
     )
 
 
@@ -317,16 +347,30 @@ def _closed(site: Site, turn: Turn, outcome: Outcome) -> Deployed:
 
 
 def _clean_up(site: Site) -> None:
-    """Keep what runs and what may be gone back to; a failure here is no reason to go back."""
+    """Keep what runs, may be gone back to or is about to be deployed; a failure here is no reason to go back."""
     try:
-        served = [version_of(record.facts) for record in reversed(site.ledger.attempts()) if record.outcome in GOOD]
-        recent = list(dict.fromkeys(version.digest for version in served))[: site.settings.push.keep]
-        wanted = {*site.target.digests(), *recent, _newest_tested(site)}
+        in_use = (digest for each in site.neighbours for digest in _in_use(each))
+        wanted = {*in_use, *_newest_pushed(site)}
         keep = [site.layout.image(digest) for digest in wanted if site.layout.path(digest).exists()]
         site.layout.prune([image.digest for image in keep])
         unpack.prune(keep, site.state)
     except (ShipwayError, OSError, ValueError, KeyError) as error:
         site.tell.warn(f"old images could not be cleaned up: {error}")
+
+
+def _in_use(site: Site) -> Iterator[Digest]:
+    """Yield what one environment runs, is rolling out, or may go back to."""
+    yield from site.target.digests()
+    records = site.ledger.attempts()
+    yield from (Digest(record.facts["digest"]) for record in records if record.outcome is None)
+    yield from list(dict.fromkeys(version.digest for version in served(records)))[: site.settings.push.keep]
+
+
+def _newest_pushed(site: Site) -> Iterator[Digest]:
+    """Yield the newest tested image, and those that somebody who waits for a lock may be about to deploy."""
+    tags = site.layout.tags()
+    yield from ([tags[TESTED]] if TESTED in tags else [])
+    yield from list(dict.fromkeys(reversed(tags.values())))[: site.settings.push.keep]
 
 
 # -- going back ----------------------------------------------------------------------------
@@ -335,10 +379,7 @@ def _clean_up(site: Site) -> None:
 def _earlier(site: Site, live: Version, only: Only | None) -> Version:
     """Return the newest version that served here, differs as `only` says, and nobody left for being bad."""
     records = site.ledger.attempts()
-    for record in reversed(records):
-        if record.outcome not in GOOD:
-            continue
-        version = version_of(record.facts)
+    for version in served(records):
         if refusal(records, version) is None and _differs(site, version, live, only):
             return version
     what = {None: "version", "model": "model", "code": "code"}[only]

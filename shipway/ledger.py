@@ -115,7 +115,7 @@ class Lock:
             yield self
         finally:
             ended.set()
-            self._drop()
+            self._drop(tell)
 
     def check(self) -> None:
         """Renew the lease, or raise `LockLost`: to be called before each change."""
@@ -162,14 +162,17 @@ class Lock:
                 self.check()
             except LockLost:
                 return
-            except ShipwayError:
+            except (ShipwayError, OSError):
                 continue  # a full disk may have room again; if not, the lease runs out
 
-    def _drop(self) -> None:
+    def _drop(self, tell: Tell) -> None:
         with self._guard():
             holder, mine, self._mine = self._read(), self._mine, None
             if mine and holder and holder.fence == mine.fence:
-                self._record(replace(mine, expires=0))
+                try:
+                    self._record(replace(mine, expires=0))
+                except ShipwayError as error:  # no reason to fail: the next one sees that this process is gone
+                    tell.warn(f"the lock is left behind: {error.message}")
 
     def _read(self) -> Holder | None:
         try:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import IO, Protocol
 
 from shipway.errors import Interrupted, ToolFailed, ToolMissing
@@ -95,7 +96,6 @@ class Proc:
                     return _stream(child, words, on_line, timeout_s)
                 stdout, stderr = child.communicate(stdin, timeout=timeout_s)
             except subprocess.TimeoutExpired as error:
-                _end(child)
                 raise ToolFailed(argv=words, code=-signal.SIGTERM, tail=f"no end after {timeout_s:g} s") from error
         return Completed(argv=words, code=child.returncode, stdout=stdout, tail=_last_lines(stderr))
 
@@ -110,18 +110,40 @@ def signals_as_errors() -> Iterator[None]:
 
     def interrupt(number: int, _frame: object) -> None:
         for each in numbers:
-            signal.signal(each, lambda *_: None)  # SIG_IGN would be inherited by what cleaning up starts
+            signal.signal(each, _ignore)
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
+    numbers = _interrupting()
+    with _handled(numbers, interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Let the body come to its end whatever signal comes: it puts things right."""
+    with _handled(_interrupting(), _ignore):
+        yield
+
+
+def _interrupting() -> list[signal.Signals]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish
         numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    return numbers
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """Do nothing: `SIG_IGN` would be inherited by what cleaning up starts."""
+
+
+@contextlib.contextmanager
+def _handled(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def start_daemon(argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], log: Path) -> int:
@@ -148,7 +170,10 @@ def identity(pid: int) -> str | None:
     if sys.platform != "linux":
         import psutil  # noqa: PLC0415 - heavy, and needed only where there is no /proc
 
-        return f"{psutil.Process(pid).create_time():.0f}" if psutil.pid_exists(pid) else None
+        try:
+            return f"{psutil.Process(pid).create_time():.0f}"
+        except psutil.NoSuchProcess:
+            return None
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         space = Path("/proc/self/ns/pid").readlink()
@@ -174,14 +199,16 @@ def _stream(
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def read(stream: IO[bytes]) -> None:
-        for raw in stream:
-            line = raw.decode("utf-8", "replace").rstrip()
-            tail.append(line)
-            on_line(line)
+        with stream:
+            for raw in stream:
+                line = raw.decode("utf-8", "replace").rstrip()
+                tail.append(line)
+                on_line(line)
 
     if child.stdout is None:  # pragma: no cover - always a pipe, see run()
         raise AssertionError
     reader = Thread(target=read, args=(child.stdout,), daemon=True)
+    child.stdout = None  # the reader's to close: closing waits for whoever reads
     reader.start()
     child.wait(timeout_s)
     reader.join(_GRACE_S)  # a grandchild may hold the pipe open for ever

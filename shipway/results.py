@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shipway.artifacts import Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version
+from shipway.artifacts import Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version, short_commit
 from shipway.console import size
 from shipway.ledger import Holder, Record
 from shipway.stores import Catalogue
@@ -60,8 +60,10 @@ class Deployed:
         current, previous = self.rollout.current, self.rollout.previous
         if self.record.outcome == "unchanged":
             return f"nothing to do: {current} serves on {self.rollout.url}"
-        before = f"; before it: {previous}" if previous else "; the first here"
-        return f"{self.record.outcome}: {current} serves on {self.rollout.url}{before}"
+        before = "nothing served before it"
+        if previous:
+            before = f"before it: {previous}" if previous != current else "it was down before"
+        return f"{self.record.outcome}: {current} serves on {self.rollout.url}; {before}"
 
     def facts(self) -> dict[str, Any]:
         """For machines."""
@@ -95,7 +97,8 @@ class Status:
             else f"NOT HEALTHY, users can meet: {', '.join(self.live.builds) or 'nothing'}"
         )
         since = _moment(self.live.since)
-        return f"{self.environment}: {self.live.version} on {self.live.url} since {since}, {health}{held}"
+        again = "" if self.live.healthy else f"\nNext: invoke rollout {self.live.version.digest} starts it again"
+        return f"{self.environment}: {self.live.version} on {self.live.url} since {since}, {health}{held}{again}"
 
     def facts(self) -> dict[str, Any]:
         """For machines: the same keys, null where nothing serves."""
@@ -114,13 +117,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a release would do now."""
+    """What a release would do now. `is_down` says that this version should serve, and does not, or not alone."""
 
     environment: str
     tested: bool
     version: Version
     moves: Mapping[str, int]
     serves: bool
+    is_down: bool
     way_back: Version | None
     refusal: str | None
 
@@ -154,7 +158,9 @@ class Plan:
             return "nothing to do: it serves already"
         if self.refusal:
             return f"would be refused without --force: it {self.refusal}"
-        return f"would replace {self.way_back}" if self.way_back else "would be the first"
+        if self.is_down:
+            return "would start it again: it is what should serve, but it is not healthy"
+        return f"would replace {self.way_back}" if self.way_back else "would serve where nothing does"
 
 
 def figures(report: LoadReport) -> dict[str, float]:
@@ -173,7 +179,8 @@ def record_line(record: Record) -> str:
     """Return an attempt for people, on one line."""
     version = record.facts.get("version", {})
     model = version.get("model", {})
-    what = f"{version.get('commit', '')[:12]} with {model.get('name')} {model.get('version')}" if version else ""
+    commit = short_commit(version.get("commit", ""))
+    what = f"{commit} with {model.get('name')} {model.get('version')}" if version else ""
     took = f"{record.seconds:.0f} s" if record.seconds is not None else "-"
     error = f": {record.facts['error'].splitlines()[0]}" if record.facts.get("error") else ""
     how = f"{record.kind:<9} {record.outcome or 'running':<12} {took:>6}"

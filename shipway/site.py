@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from shipway.artifacts import Digest, Snapshot
@@ -27,9 +29,12 @@ from shipway.stores import Catalogue, open_catalogue
 from shipway.targets.local import Local
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
-    """The parts that a task works with; each property makes one anew, and that costs nothing."""
+    """The parts that a task works with; each property makes one anew, and that costs nothing.
+
+    The snapshot alone is taken once, so that one command tests, builds and tells of one tree.
+    """
 
     root: Path
     loaded: Loaded
@@ -69,14 +74,18 @@ class Site:
     @property
     def who(self) -> str:
         """Who runs this command, for the records."""
-        return f"{getpass.getuser()}@{socket.gethostname()}"
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container may run as a user that nobody has named
+            user = str(os.getuid())
+        return f"{user}@{socket.gethostname()}"
 
     @property
     def checkout(self) -> Checkout:
         """The code: what git holds."""
         return Checkout(self.root, self.proc)
 
-    @property
+    @cached_property
     def snapshot(self) -> Snapshot:
         """What would be released. The sample store has versions of its own, so it is taken as committed."""
         return self.checkout.snapshot(exclude=self._stores)
@@ -143,6 +152,12 @@ class Site:
     def unpacked(self, digest: Digest) -> Path:
         """Return the folder that holds the image's `srv`, unpacked from the layout where it is not there yet."""
         return unpack(self.layout, self.layout.image(digest), self.state, proc=self.proc, tell=self.tell)
+
+    @property
+    def neighbours(self) -> tuple[Site, ...]:
+        """Every environment of this checkout that was used, this one too: they share images and versions."""
+        names = sorted(home.name for home in (self.state / "environments").iterdir())
+        return tuple(replace(self, loaded=replace(self.loaded, environment=name)) for name in names)
 
     @property
     def _stores(self) -> tuple[str, ...]:

@@ -6,17 +6,19 @@ errors into exit codes. Imports nothing heavy: `invoke --list` must stay as quic
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invoke import Collection, Context, Exit, Task, task
 
-from shipway.errors import ConfigError, Interrupted, ShipwayError
+from shipway.errors import ConfigError, Interrupted, MachineRefused, ShipwayError
 
 if TYPE_CHECKING:
     from shipway.site import Site
@@ -30,7 +32,7 @@ HELP = {
     "force": "Roll out a digest although it failed, or was rolled back, here before.",
     "again": "Run the test suite although this very tree passed before.",
     "model": "The model's version number (default: what the alias in release.toml names).",
-    "digest": "The image's digest, sha256:…; invoke history lists those that served.",
+    "digest": "The image's digest, sha256:…; invoke history --json lists those that served.",
     "only": "model or code: go back with that alone and keep the other.",
     "url": "The service's address (default: the environment's own).",
     "users": "Simulated users at once (default: release.toml).",
@@ -51,27 +53,46 @@ HELP = {
 }
 
 
+# What a machine may refuse at any time; another error of the system is a mistake of ours, and shows its trace.
+_REFUSALS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+
+
 def command(body: Callable[..., None]) -> Task[Any]:
     """Make a task of `body`: shipway's errors become a message and an exit code, nothing else."""
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> None:
+        from shipway.console import Console
         from shipway.proc import signals_as_errors
 
         try:
-            with signals_as_errors():
+            with signals_as_errors(), _refusals_as_errors():
                 body(*args, **kwargs)
         except ShipwayError as error:
             if kwargs.get("json"):
                 facts = {"exit": error.code, "kind": type(error).__name__, "message": str(error)}
                 _print("", {"error": facts}, as_json=True)
-            raise Exit(f"error: {error}", error.code) from error
+            Console().fail(str(error))
+            raise Exit(code=error.code) from error
         except KeyboardInterrupt as error:
-            raise Exit("error: interrupted", Interrupted.code) from error
+            Console().fail("interrupted")
+            raise Exit(code=Interrupted.code) from error
 
     words = body.__code__.co_varnames[1 : body.__code__.co_argcount]
     made: Task[Any] = task(help={word: HELP[word] for word in words})(run)
     return made
+
+
+@contextlib.contextmanager
+def _refusals_as_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise MachineRefused(f"{error.filename or 'this machine'}: {error.strerror}") from error
 
 
 # -- the stages, one by one --------------------------------------------------------------
@@ -240,11 +261,17 @@ def config(_c: Context, env: str = "", json: bool = False) -> None:
 
 
 @command
-def stop(_c: Context, env: str = "", wait: bool = False) -> None:
+def stop(_c: Context, env: str = "", wait: bool = False, json: bool = False) -> None:
     """Stop what is serving on this machine; its requests are finished first."""
     from shipway import flow
 
-    flow.stop(_site(env), wait=wait)
+    site = _site(env)
+    stopped = flow.stop(site, wait=wait)
+    _print(
+        f"stopped: {stopped}" if stopped else f"nothing served in {site.environment}",
+        {"environment": site.environment, "stopped": asdict(stopped) if stopped else None},
+        as_json=json,
+    )
 
 
 @command
@@ -279,16 +306,18 @@ def publish(
     """Publish a folder as the model's next version; its golden cases are asked first."""
     from shipway import results
 
-    site = _site(env, model={"name": name, "store": store})
+    site, metrics = _site(env, model={"name": name, "store": store}), _metrics(metric)
     published = site.catalogue.publish(
         Path(folder),
         name=site.settings.model.name,
         publisher=site.who,
         commit=site.commit,
-        metrics=_metrics(metric),
+        metrics=metrics,
         aliases=alias,
         tell=site.tell,
     )
+    if metrics and metrics != published.version.metrics:
+        site.tell.warn("these metrics were not recorded: a published version never changes")
     _print(results.published_text(published), results.published_facts(published), as_json=json)
 
 
@@ -299,7 +328,8 @@ def list_(_c: Context, name: str = "", most: str = "20", store: str = "", env: s
 
     site = _site(env, model={"name": name, "store": store})
     listed = results.model_rows(site.catalogue, site.settings.model.name, most=_number(most, "--most"))
-    _print(results.model_lines(listed), listed, as_json=json)
+    model = site.settings.model
+    _print(results.model_lines(listed) or f"{model.store} has no version of {model.name} to list", listed, as_json=json)
 
 
 @command
@@ -338,7 +368,11 @@ def promote(
         why=why,
         expected=_number(expected, "--expected"),
     )
-    _print(results.move_line(moved) if moved else "nothing to do: it is there already", moved, as_json=json)
+    _print(
+        results.move_line(moved) if moved else "nothing to do: it is there already",
+        moved.model_dump(mode="json") if moved else None,
+        as_json=json,
+    )
 
 
 @command
@@ -428,6 +462,8 @@ def _metrics(texts: list[str]) -> dict[str, float]:
             metrics[name] = float(value)
         except ValueError as error:
             raise ConfigError(f"--metric {text}: takes NAME=NUMBER", advice="--metric accuracy=0.91") from error
+    if "" in metrics:
+        raise ConfigError("--metric takes NAME=NUMBER, and a name is lacking", advice="--metric accuracy=0.91")
     return metrics
 
 

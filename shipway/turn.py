@@ -1,18 +1,18 @@
 """One turn at an environment: the lock is held, the attempt is recorded and closed, once.
 
-Owns what a deploy owes its users whatever happens in the middle: an error, a signal or a
-lost lock ends with the version before serving, verified, and with a record that says so.
-Knows the target and the ledger, and no stage.
+Owns what a deploy owes its users whatever happens in the middle: an error or a signal ends
+with the version before serving, verified, and with a record that says so. Whoever lost the
+lock changes nothing more. Knows the target and the ledger, and no stage.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-from shipway.artifacts import Digest, ModelRef, Version
+from shipway import proc
+from shipway.artifacts import Version
 from shipway.console import Tell
 from shipway.errors import (
     CandidateFailed,
@@ -30,14 +30,17 @@ from shipway.ledger import Attempt, Ledger, Lock, Outcome, Record
 from shipway.targets import Live
 from shipway.targets.local import Local
 
-GOOD = frozenset({"released", "rolled back"})
+_GOOD = frozenset({"released", "rolled back"})
 # What proves the version bad. All else (a taken port, a full disk, a signal) is not its fault.
 _ITS_FAULT = (CandidateFailed, WrongBuild, GoldenAnswersWrong, LoadCheckFailed, PromotionFailed)
 
 
 @dataclass(slots=True, kw_only=True)
 class Turn:
-    """What the holder of the lock works with. `previous` is what served when the turn began."""
+    """What the holder of the lock works with. `previous` is what served when the turn began.
+
+    `failure` is what ended the changes early, and `undone` says that they were taken back.
+    """
 
     kind: str
     version: Version
@@ -46,6 +49,7 @@ class Turn:
     lock: Lock
     ledger: Ledger
     attempt: Attempt
+    failure: BaseException | None = field(default=None, init=False)
     undone: bool = field(default=False, init=False)
 
     @property
@@ -66,40 +70,73 @@ class Turn:
     def baseline_p95_ms(self) -> float | None:
         """The 95th percentile that the last released version's candidate had."""
         for record in reversed(self.ledger.attempts()):
-            if record.outcome in GOOD and (load := record.facts.get("load")):
+            if record.outcome in _GOOD and (load := record.facts.get("load")):
                 return float(load["p95_ms"])
         return None
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether a person goes back to what served users here before: that must not wait for a load check."""
+        return self.kind == "rollback" and self.passed_before()
 
     def passed_before(self) -> bool:
         """Whether this very image served users here before."""
         return any(
-            record.outcome in GOOD and record.facts.get("digest") == self.version.digest
+            record.outcome in _GOOD and record.facts.get("digest") == self.version.digest
             for record in self.ledger.attempts()
         )
 
     def refuse_what_failed(self, *, force: bool) -> None:
         """Raise `RefusedBefore` for a digest that failed, or was rolled back, here; `force` lets it try again."""
-        if not force and (why := refusal(self.ledger.attempts(), self.version)):
-            raise RefusedBefore(f"{self.version} {why}")
+        records = self.ledger.attempts()
+        if not force and (why := refusal(records, self.version)):
+            raise RefusedBefore(f"{self.version} {why}", advice=self._instead(records))
+
+    def _instead(self, records: Sequence[Record]) -> str:
+        """Say how the last good version is started where nothing serves; otherwise there is nothing to add."""
+        good = (version for version in served(records) if refusal(records, version) is None)
+        if (self.previous and self.previous.healthy) or not (last := next(good, None)):
+            return ""
+        return f"invoke rollout {last.digest} starts {last} again"
 
     @contextlib.contextmanager
     def going_back(self) -> Iterator[None]:
         """Whatever ends the body early, let only the version before serve; then let the error go on.
 
-        A lost lock is the exception: its new holder decides now. Raises `UndoFailed` when
-        the version before cannot be proven to serve.
+        A lost lock is the exception, found out now if not before: its new holder decides.
+        No signal cuts the way back short. Raises `LockLost`, and `UndoFailed` when the version
+        before cannot be proven to serve.
         """
         try:
             yield
         except LockLost:
             raise
         except BaseException as error:
-            before = self.previous.version if self.previous else None
-            self.target.undo(before)
-            self.undone = True
-            if isinstance(error, ShipwayError):
-                error.serving = f"Serving, as before: {before}." if before else "Nothing serves, as before."
+            with proc.signals_ignored():
+                self._require_lock(error)
+                self._go_back(error)
             raise
+
+    def _require_lock(self, error: BaseException) -> None:
+        """Raise `LockLost` if another holds the lock: then `error` may be his doing, and an undo would undo his."""
+        try:
+            self.lock.check()
+        except LockLost as lost:
+            raise lost from error
+        except ShipwayError:  # it is ours, but could not be renewed
+            return
+
+    def _go_back(self, failure: BaseException) -> None:
+        self.failure = failure
+        before = self.previous.version if self.previous else None
+        try:
+            self.target.undo(before)
+        except UndoFailed as error:
+            error.message += f"; it was tried because: {_told(failure)}"
+            raise
+        self.undone = True
+        if isinstance(failure, ShipwayError):
+            failure.serving = f"Serving, as before: {before}." if before else "Nothing serves, as before."
 
 
 @contextlib.contextmanager
@@ -124,12 +161,15 @@ def take(
         try:
             yield turn
         except BaseException as error:
-            attempt.close(
-                _outcome(error, undone=turn.undone),
-                error=getattr(error, "message", repr(error)),
-                exit=getattr(error, "code", 1),
-                its_fault=isinstance(error, _ITS_FAULT),
-            )
+            try:
+                attempt.close(
+                    _outcome(error, undone=turn.undone),
+                    error=_told(error),
+                    exit=getattr(error, "code", 1),
+                    its_fault=isinstance(turn.failure, _ITS_FAULT),
+                )
+            except ShipwayError as unwritten:  # what went wrong first is what counts; the next one closes it
+                tell.warn(f"attempt {attempt.record.number} is left open: {unwritten.message}")
             raise
 
 
@@ -137,7 +177,7 @@ def refusal(records: Sequence[Record], version: Version) -> str | None:
     """Return why this digest is not rolled out again: the last verdict on it was bad, or a person left it."""
     for record in reversed(records):
         about = record.facts.get("digest") == version.digest
-        if about and record.outcome in GOOD:
+        if about and record.outcome in _GOOD:
             return None
         if about and record.facts.get("its_fault"):
             return f"failed here before (attempt {record.number}: {record.facts.get('error')})"
@@ -147,17 +187,24 @@ def refusal(records: Sequence[Record], version: Version) -> str | None:
     return None
 
 
-def version_of(facts: Mapping[str, Any]) -> Version:
-    """Return the version that a record is about, from its facts."""
-    version = facts["version"]
-    return Version(**version | {"digest": Digest(version["digest"]), "model": _model(version["model"])})
+def served(records: Sequence[Record]) -> Iterator[Version]:
+    """Yield the versions that served users, the newest first; one may come more than once.
+
+    What served when an attempt began counts too: whoever settled it may have been killed
+    before it was recorded.
+    """
+    for record in reversed(records):
+        if record.outcome in _GOOD:
+            yield Version.of(record.facts["version"])
+        if previous := record.facts.get("previous"):
+            yield Version.of(previous)
 
 
-def _model(facts: Mapping[str, Any]) -> ModelRef:
-    return ModelRef(**{**facts, "digest": Digest(facts["digest"])})
+def _told(error: BaseException) -> str:
+    return error.message if isinstance(error, ShipwayError) else repr(error)
 
 
 def _outcome(error: BaseException, *, undone: bool) -> Outcome:
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "interrupted"
-    return "undone" if undone and not isinstance(error, UndoFailed) else "failed"
+    return "undone" if undone else "failed"

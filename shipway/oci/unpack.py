@@ -51,12 +51,14 @@ def unpack(layout: Layout, image: Image, state: Path, *, proc: Run, tell: Tell) 
 
 
 def prune(keep: Collection[Image], state: Path) -> None:
-    """Delete the versions and the unpacked layers that `keep` does not need."""
+    """Delete the versions and the unpacked layers that `keep` does not need, each by one rename, as it appeared."""
     versions, layers = state / "versions", state / "layers"
     wanted = {versions / image.digest.hex for image in keep}
     wanted |= {_folder(layers, layer) for image in keep for layer in image.layers}
-    for folder in {*versions.glob("[!.]*"), *layers.glob("[!.]*")} - wanted:
-        shutil.rmtree(folder, ignore_errors=True)
+    for place in (versions, layers):
+        with staging(place) as folder:
+            for tree in set(place.glob("[!.]*")) - wanted:
+                tree.rename(folder / tree.name)
 
 
 def _size(layers: Iterable[Layer]) -> int:

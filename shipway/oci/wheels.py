@@ -122,7 +122,7 @@ class Dependencies:
             if done.code != 0:
                 message = f"uv ended with {done.code}: the locked dependencies cannot be installed for Python "
                 message += f"{self._target.python} on {self._target.platform}"
-                raise DependenciesFailed(message, tail=_without_secrets(done.tail))
+                raise DependenciesFailed(message, tail=without_secrets(done.tail))
             wheels = [_Wheel(record.parent) for record in sorted(site.glob("*.dist-info/RECORD"))]
             _refuse_doubt(wheels, site)
             weakref.finalize(self, stack.pop_all().close)
@@ -147,7 +147,8 @@ def _install_command(uv: str, lock: Path, into: Path, target: Target) -> list[st
     ]
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
+    """Return what uv said without the passwords in its URLs."""
     return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 

@@ -8,6 +8,7 @@ never raises for a bad verdict; `require_pass` does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -97,11 +98,13 @@ def run(
     environ: Mapping[str, str],
     proc: Run,
     tell: Tell,
+    check_answers: bool = True,
 ) -> LoadReport:
     """Put load on `url` for `seconds` after the warm-up, and judge what was measured.
 
     `exchanges` is the folder of the model whose golden exchanges are asked; without one, or
     where it has none, the ready path is asked. With `allowed_builds`, only those may answer.
+    Without `check_answers`, an answer's status alone counts: two models share the address.
     Raises `ConfigError` for a URL that is none, `NotConfigured` without a locustfile, and
     `ModelRefused` for exchanges that cannot be read, all before anything is started.
     """
@@ -111,7 +114,12 @@ def run(
     tell.say(STAGE, f"{_load(settings, seconds)} on {url}")
     end = _drive(
         command(settings, service, url=url, seconds=seconds, folder=folder, builds=allowed_builds is not None),
-        environ=child_environ(environ, exchanges=exchanges if cases else None, ready_path=service.ready_path),
+        environ=child_environ(
+            environ,
+            exchanges=exchanges if cases else None,
+            ready_path=service.ready_path,
+            check_answers=check_answers,
+        ),
         root=root,
         log=folder / "locust.log",
         timeout_s=settings.warmup_seconds + seconds + _FINISH_S + _START_S,
@@ -247,10 +255,16 @@ def command(
     )
 
 
-def child_environ(environ: Mapping[str, str], *, exchanges: Path | None, ready_path: str) -> dict[str, str]:
+def child_environ(
+    environ: Mapping[str, str], *, exchanges: Path | None, ready_path: str, check_answers: bool
+) -> dict[str, str]:
     """Return the generator's environment: ours, without what would change Locust's own settings."""
     kept = {key: value for key, value in environ.items() if not key.startswith("LOCUST_")}
-    return kept | {"EXCHANGES": str(exchanges / golden.FOLDER) if exchanges else "", "READY_PATH": ready_path}
+    return kept | {
+        "EXCHANGES": str(exchanges / golden.FOLDER) if exchanges else "",
+        "READY_PATH": ready_path,
+        "CHECK_ANSWERS": "1" if check_answers else "0",
+    }
 
 
 def _check(url: str, locustfile: Path) -> None:
@@ -286,7 +300,7 @@ def _drive(
     tell: Tell,
 ) -> str:
     """Run Locust to its end, and return how it ended."""
-    with log.open("w", encoding="utf-8") as lines:
+    with _writing(log), log.open("w", encoding="utf-8") as lines:
 
         def take(line: str) -> None:
             if line.startswith(_LIVE):
@@ -301,6 +315,15 @@ def _drive(
     how = f"was ended by {signal.Signals(-ended.code).name}" if ended.code < 0 else f"ended with {ended.code}"
     last = ended.tail.rstrip().rpartition("\n")[2]
     return f"it {how}; its last line: {last or '(none)'}"
+
+
+@contextlib.contextmanager
+def _writing(log: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write {log}: {error.strerror}; nothing more was measured"
+        raise LoadCheckInconclusive(message, advice="make room on that disk, then run again") from error
 
 
 def _read(path: Path) -> Measured | None:

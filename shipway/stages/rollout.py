@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from shipway import exchanges
-from shipway.artifacts import Image
+from shipway.artifacts import Image, ModelRef
 from shipway.console import Tell
 from shipway.errors import GoldenAnswersWrong
 from shipway.oci import compose
@@ -33,15 +33,14 @@ def start(target: Local, image: Image, root: Path, tell: Tell) -> Candidate:
     return candidate
 
 
-def ask_golden(candidate: Candidate, root: Path, tell: Tell) -> None:
+def ask_golden(url: str, model: ModelRef, root: Path, tell: Tell) -> None:
     """Play the golden exchanges of the model in `root`; raise `GoldenAnswersWrong` that names cases and fields."""
-    model = candidate.version.model
-    cases = exchanges.load(root / "srv" / "models" / model.digest.hex)
-    wrong = exchanges.play(candidate.url, cases, _ANSWER_S)
+    cases = exchanges.load(root / model.folder)
+    wrong = exchanges.play(url, cases, _ANSWER_S)
     if wrong:
         more = f"\n… and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise GoldenAnswersWrong(
-            f"the candidate answers otherwise than {model.name} {model.version} promises",
+            f"{url} answers otherwise than {model.name} {model.version} promises",
             tail="\n".join(wrong[:_SHOWN]) + more,
         )
     if cases:

@@ -275,14 +275,15 @@ def _await_free(address: Address, ours: list[int]) -> None:
     deadline = time.monotonic() + _ORPHANS_S
     while True:
         try:
-            return _must_be_free(address)
+            return require_free(address)
         except AddressTaken:
             if time.monotonic() > deadline or not any(map(proc.identity, ours)):
                 raise
         time.sleep(_POLL_S)
 
 
-def _must_be_free(address: Address) -> None:
+def require_free(address: Address) -> None:
+    """Raise `AddressTaken`, which names who listens, unless the address can be listened on."""
     with socket.socket(address.family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -20,7 +20,10 @@ def main(path: str, fd: str = "") -> None:
     start = json.loads(Path(path).read_text("utf-8"))
     words = [*start["argv"], *(word.replace("{fd}", fd) for word in start["listen"])]
     os.chdir(start["cwd"])
-    os.execvpe(words[0], words, start["env"])  # noqa: S606 - this process becomes the service, no shell
+    try:
+        os.execvpe(words[0], words, start["env"])  # noqa: S606 - this process becomes the service, no shell
+    except OSError as error:
+        sys.exit(f"{words[0]}, the first word of [service] command, cannot be started: {error.strerror}")
 
 
 if __name__ == "__main__":

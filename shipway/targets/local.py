@@ -29,7 +29,7 @@ from shipway.errors import (
     WrongBuild,
 )
 from shipway.targets import Candidate, Live, answers
-from shipway.targets.daemon import Address, Daemon, tail
+from shipway.targets.daemon import Address, Daemon, require_free, tail
 from shipway.targets.launch import MARK
 from shipway.targets.workers import Kind, Shelf, Workers, free_ports, is_public
 
@@ -77,7 +77,7 @@ class Local:
         settled = self._shelf.settled()
         if settled is None:
             for workers in public:
-                self._tell.warn(f"{_named(workers.version)} serves but was never settled: a killed release left it")
+                self._tell.warn(f"{workers.version} serves but was never settled: a killed release left it")
             return None
         url = self._url(settled.workers)
         answer = answers.build(url, settled.workers.service)
@@ -95,6 +95,10 @@ class Local:
         names = {*self._running(), *self._daemon.added(), *([settled.workers.name] if settled else ())}
         return frozenset(workers.version.digest for workers in self._shelf.all() if workers.name in names)
 
+    def require_free(self) -> None:
+        """Raise `AddressTaken`, which names who listens, unless the public address can be listened on."""
+        require_free(self._address)
+
     def logs(self) -> Path:
         """Return the folder that has a folder with a log for each set of workers; later ones sort last."""
         return self._shelf.folder
@@ -110,7 +114,7 @@ class Local:
         when another address is served than the settings say. Nothing is left of it then.
         """
         self._converge()
-        self._tell.say("rollout", f"starting {_named(version)} on a private port")
+        self._tell.say("rollout", f"starting {version} on a private port")
         address = Address(host="127.0.0.1", port=free_ports(1)[0])
         try:
             workers = self._launch("candidate", version, config=config, root=root, address=address)
@@ -133,7 +137,7 @@ class Local:
             self._shelf.settle(same, candidate.version, since=time.time())
             return
         address = self._daemon.address() or self._address
-        self._tell.say("rollout", f"{_named(candidate.version)} joins on {address.url}")
+        self._tell.say("rollout", f"{candidate.version} joins on {address.url}")
         joined = self._launch("public", candidate.version, config=tried.config, root=tried.root, address=address)
         self._prove(joined, error=PromotionFailed, proofs=1, timeout_s=joined.service.start_timeout_s)
 
@@ -170,7 +174,7 @@ class Local:
             live = self.current()
             builds = " and ".join(live.builds) if live else ""
             raise UndoFailed(
-                f"going back to {_named(previous) if previous else 'nothing'} failed: {error}",
+                f"going back to {previous or 'nothing'} failed: {error}",
                 serving=f"Now serving: {f'build {builds}' if builds else 'nothing'}. Logs: {self.logs()}",
             ) from error
 
@@ -215,7 +219,7 @@ class Local:
         self._wake(previous)
         workers = self._serving(previous)
         if workers is None:
-            self._tell.say("rollout", f"starting {_named(previous)} again")
+            self._tell.say("rollout", f"starting {previous} again")
             config, address = self._known(previous).config, self._daemon.address() or self._address
             root = self._folder_of(previous.digest)
             workers = self._launch("public", previous, config=config, root=root, address=address)
@@ -272,7 +276,7 @@ class Local:
             time.sleep(_POLL_S)
 
     def _failed(self, error: type[RolloutError], workers: Workers, what: str) -> RolloutError:
-        return error(f"{_named(workers.version)} {what}; its log: {workers.log}", tail=tail(workers.log))
+        return error(f"{workers.version} {what}; its log: {workers.log}", tail=tail(workers.log))
 
     def _leave_only(self, workers: Workers) -> None:
         self._remove(name for name in self._there() if name != workers.name)
@@ -300,7 +304,7 @@ class Local:
         for workers in reversed(self._shelf.all()):
             if workers.version.build == version.build:
                 return workers
-        raise RolloutError(f"it is not known any more how {_named(version)} is started")
+        raise RolloutError(f"it is not known any more how {version} is started")
 
     def _url(self, workers: Workers) -> str:
         return (self._daemon.address() or self._address).url if workers.public else workers.url
@@ -308,7 +312,3 @@ class Local:
     def _drain_s(self, name: str) -> float:
         workers = self._shelf.get(name) if is_public(name) else None
         return workers.service.drain_timeout_s if workers else _CANDIDATE_DRAIN_S
-
-
-def _named(version: Version) -> str:
-    return f"build {version.build[:12]} ({version.commit[:12]}, {version.model.name} {version.model.version})"

@@ -14,9 +14,9 @@ import socket
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from shipway.artifacts import Digest, ModelRef, Version
+from shipway.artifacts import Version
 from shipway.config import ServiceSettings
 from shipway.ledger import write
 from shipway.targets import launch
@@ -116,7 +116,7 @@ class Shelf:
         try:
             facts = json.loads(self._settled.read_bytes())
             workers = self.get(facts["set"])
-            version = _version(facts["version"])
+            version = Version.of(facts["version"])
             return Settled(version=version, workers=workers, since=float(facts["since"])) if workers else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -159,20 +159,10 @@ def _read(folder: Path) -> Workers | None:
         facts = json.loads((folder / "set.json").read_bytes())
         return Workers(
             folder=folder,
-            version=_version(facts["version"]),
+            version=Version.of(facts["version"]),
             root=Path(facts["root"]),
             config=facts["config"].encode(),
             url=facts["url"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _version(facts: dict[str, Any]) -> Version:
-    model = facts["model"]
-    return Version(
-        digest=Digest(facts["digest"]),
-        build=facts["build"],
-        commit=facts["commit"],
-        model=ModelRef(name=model["name"], version=model["version"], digest=Digest(model["digest"])),
-    )

@@ -164,6 +164,26 @@ def test_lock_is_free_when_its_holder_raised(file: Path) -> None:
         lock.check()
 
 
+def test_error_of_the_body_goes_on_when_the_lock_cannot_be_given_back(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+
+    def full(_number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fail_on_a_full_disk() -> None:
+        with take(Lock(file, lease_s=60), tell=told):
+            monkeypatch.setattr("os.fsync", full)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_on_a_full_disk()
+
+    (line,) = told.lines
+    assert "No space left on device" in line
+
+
 def test_check_fails_when_nothing_is_held(file: Path) -> None:
     with pytest.raises(LockLost):
         Lock(file, lease_s=60).check()

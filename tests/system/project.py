@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -27,6 +28,10 @@ _SERVICE = '''\
 
 import json
 import os
+import pathlib
+
+CARD = pathlib.Path(os.environ.get("MODEL_DIR", "."), "card.md")
+CARD = CARD.read_text().strip() if CARD.exists() else ""
 
 
 def create_app():
@@ -39,6 +44,7 @@ def answer(environ, start_response):
     if path == "/score":
         length = int(environ.get("CONTENT_LENGTH") or 0)
         facts["sum"] = sum(json.loads(environ["wsgi.input"].read(length)))
+        facts["card"] = CARD
     body = json.dumps(facts).encode()
     start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
@@ -69,6 +75,7 @@ proofs = 3
 [loadcheck]
 locustfile = "loadtests/locustfile.py"
 seconds = 1
+rate = 150
 public_seconds = 1
 warmup_seconds = 0.2
 min_requests = 10
@@ -101,9 +108,11 @@ class Project:
     def images(self) -> Path:
         return self.root / ".shipway" / "images"
 
-    def start(self, *words: str, **environ: str) -> subprocess.Popen[str]:
-        """Start `invoke`; its progress can be read from `stderr`."""
-        return subprocess.Popen(
+    def start(
+        self, *words: str, umask: int = -1, limit_bytes: int | None = None, **environ: str
+    ) -> subprocess.Popen[str]:
+        """Start `invoke`; its progress can be read from `stderr`. No file may grow beyond `limit_bytes`."""
+        process = subprocess.Popen(
             [sys.executable, "-m", "invoke", *words],
             cwd=self.root,
             env={**_plain(os.environ), "PYTHONUNBUFFERED": "1", **self.environ, **environ},
@@ -112,11 +121,17 @@ class Project:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            umask=umask,
         )
+        if limit_bytes is not None:  # long before the interpreter is up and writes anything
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        return process
 
-    def invoke(self, *words: str, exits: int = 0, **environ: str) -> tuple[str, str]:
+    def invoke(
+        self, *words: str, exits: int = 0, umask: int = -1, limit_bytes: int | None = None, **environ: str
+    ) -> tuple[str, str]:
         """Run `invoke` to its end, which must be `exits`; return its stdout and stderr."""
-        process = self.start(*words, **environ)
+        process = self.start(*words, umask=umask, limit_bytes=limit_bytes, **environ)
         out, err = process.communicate(timeout=300)
         assert process.returncode == exits, f"invoke {' '.join(words)} ended with {process.returncode}\n{out}{err}"
         return out, err
@@ -207,6 +222,7 @@ def sample(folder: Path) -> Iterator[Project]:
             "SHIPWAY_LOADCHECK_SECONDS": "3",
             "SHIPWAY_LOADCHECK_PUBLIC_SECONDS": "2",
             "SHIPWAY_LOADCHECK_WARMUP_SECONDS": "1",
+            "SHIPWAY_LOADCHECK_MIN_REQUESTS": "15",
             "SHIPWAY_LOADCHECK_MAX_P95_GROWTH": "5",  # the referee and other tests share this machine
         },
     )
@@ -249,6 +265,9 @@ def _publish(store: Path, folder: Path, *, weight: float) -> int:
 
     catalogue = open_catalogue(str(store), root=store.parent, run=Proc())
     made = model_folder.make(folder, weight=weight)
+    (made / "card.md").write_text(f"# Adds {weight:g}\n")
+    case = made / "golden/exchanges/one.json"
+    case.write_text(case.read_text().replace('"sum": 3', f'"sum": 3, "card": "# Adds {weight:g}"'))
     return catalogue.publish(made, name="adds", publisher="test", tell=Console()).version.version
 
 

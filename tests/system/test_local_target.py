@@ -162,6 +162,7 @@ def test_service_sees_its_own_world_alone(host: Host, monkeypatch: pytest.Monkey
         "PATH",
         "LANG",
         "HOME",
+        "HOST",
         "TMPDIR",
         "PORT",
         "METRICS_PORT",
@@ -237,7 +238,7 @@ def test_golden_exchanges_are_asked_of_the_candidate(host: Host, service: str, s
     (folder / "what.json").write_text(json.dumps(case), "utf-8")
     candidate = host.start(made)
     with pytest.raises(GoldenAnswersWrong, match=said) if said else contextlib.nullcontext():
-        rollout.ask_golden(candidate, made.root, Console())
+        rollout.ask_golden(candidate.url, made.version.model, made.root, Console())
 
 
 # -- going back ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import uuid
 import pytest
 
 from shipway.errors import Interrupted, ToolFailed, ToolMissing
-from shipway.proc import Proc, signals_as_errors
+from shipway.proc import Proc, signals_as_errors, signals_ignored
 
 SLEEPER = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', sys.argv[1]])"
 
@@ -35,6 +35,22 @@ def test_run_hands_lines_over_as_they_come() -> None:
     ended = Proc().run([sys.executable, "-u", "-c", program], on_line=lines.append)
 
     assert (lines, ended.tail) == (["one", "two", "three"], "one\ntwo\nthree")
+
+
+def test_run_ends_with_the_program_when_a_process_that_it_left_holds_the_pipe() -> None:
+    lines: list[str] = []
+    program = (
+        "import subprocess, sys; print('done', flush=True); "
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True).pid)"
+    )
+
+    began = time.monotonic()
+    ended = Proc().run([sys.executable, "-c", program], on_line=lines.append)
+    seconds = time.monotonic() - began
+
+    os.kill(int(lines[1]), signal.SIGKILL)
+    assert (ended.code, lines[0]) == (0, "done")
+    assert seconds < 30
 
 
 def test_run_raises_when_there_is_no_such_program() -> None:
@@ -70,6 +86,23 @@ def test_signals_as_errors_ignores_the_second_signal_while_cleaning_up() -> None
         _interrupt_twice(cleaned)
 
     assert cleaned == [True]
+
+
+def test_body_comes_to_its_end_when_signals_are_ignored_and_then_they_count_again() -> None:
+    done: list[bool] = []
+
+    with pytest.raises(Interrupted), signals_as_errors():
+        _put_right_then_interrupt(done)
+
+    assert done == [True]
+
+
+def _put_right_then_interrupt(done: list[bool]) -> None:
+    with signals_ignored():
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
 
 
 def _interrupt_twice(cleaned: list[bool]) -> None:

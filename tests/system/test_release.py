@@ -62,6 +62,36 @@ def test_release_loses_no_request_when_code_and_then_model_change(adder: Project
     assert referee.builds() == [code["previous"]["build"], code["current"]["build"], model["current"]["build"]]
 
 
+def test_release_mends_what_went_bad_while_it_served(adder: Project) -> None:
+    adder.change("app/__init__.py", "def create_app", f"{_GOES_BAD}\n\n\ndef create_app")
+    adder.change("app/__init__.py", 'path, status = environ["PATH_INFO"], "200 OK"', "path, status = grade(environ)")
+    adder.commit("a bomb")
+    bad = adder.facts("release")["current"]
+    (adder.root.parent / "bomb").touch()
+    adder.git("revert", "--no-edit", "HEAD")
+
+    out, err = adder.invoke("release", "--json")
+
+    mended = json.loads(out)
+    assert f"what serves now, build {bad['build'][:12]}" in err
+    assert (mended["outcome"], mended["previous"]["digest"]) == ("released", bad["digest"])
+    assert _version(adder)["build"] == mended["current"]["build"]
+
+
+def test_rollback_does_not_wait_for_a_load_check_when_what_serves_is_bad(adder: Project) -> None:
+    good = adder.facts("release")["current"]
+    adder.change("app/__init__.py", "def create_app", f"{_GOES_BAD}\n\n\ndef create_app")
+    adder.change("app/__init__.py", 'path, status = environ["PATH_INFO"], "200 OK"', "path, status = grade(environ)")
+    adder.commit("a bomb")
+    adder.invoke("release")
+    (adder.root.parent / "bomb").touch()
+
+    back, err = adder.invoke("rollback", "--json")
+
+    assert json.loads(back)["current"] == good
+    assert "loadcheck pass" not in err
+
+
 def test_release_keeps_the_model_it_pinned_when_another_is_published_meanwhile(adder: Project) -> None:
     process = adder.start("release", "--json")
     kill_at(process, re.compile(r"^image"), signal.SIGCONT)
@@ -152,6 +182,18 @@ def test_rollback_goes_back_whole_and_by_part_without_losing_a_request(adder: Pr
     assert referee.failed() == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["status"], ["history"], ["plan"], ["config"], ["doctor"], ["logs"], ["stop"]),
+        *(["model.list"], ["model.show"], ["model.history"], ["model.promote", "1", "staging"]),
+    ],
+    ids=" ".join,
+)
+def test_task_answers_in_one_json_document_when_asked_for_it(adder: Project, words: list[str]) -> None:
+    assert adder.facts(*words) is not None
+
+
 def test_rollback_says_so_when_there_is_nothing_to_go_back_to(adder: Project) -> None:
     adder.invoke("rollback", exits=56)
     adder.invoke("release")
@@ -171,6 +213,52 @@ def test_deploy_does_not_bring_back_what_was_rolled_back(adder: Project) -> None
 
     assert "was rolled back here" in err
     assert adder.facts("deploy", "--force")["current"] == second
+
+
+def test_rollback_knows_a_version_that_served_but_was_killed_before_it_was_recorded(adder: Project) -> None:
+    adder.invoke("release")
+    _touch(adder, "two")
+    process = adder.start("release")
+    kill_at(process, re.compile(r"it alone answers"))
+    process.communicate(timeout=30)
+    second = adder.facts("status")["digest"]
+    _touch(adder, "three")
+    adder.invoke("release")
+
+    back = adder.facts("rollback")
+
+    assert back["current"]["digest"] == second
+
+
+def test_release_ends_what_a_killed_one_left_when_it_changes_nothing_itself(adder: Project) -> None:
+    adder.invoke("release")
+    _touch(adder, "two")
+    process = adder.start("release")
+    kill_at(process, re.compile(r"candidate ready"))
+    process.communicate(timeout=30)
+    adder.git("reset", "--quiet", "--hard", "HEAD~")
+
+    again = adder.facts("release")
+
+    assert again["outcome"] == "unchanged"
+    assert "candidate" not in " ".join(_sets(adder))
+
+
+def test_release_cleans_up_nothing_that_another_environment_serves(adder: Project) -> None:
+    adder.write("release.toml", _with_a_second_environment(adder))
+    adder.commit("second")
+    try:
+        other = adder.facts("release", "--env", "second")["current"]
+        for text in ("two", "three"):
+            _touch(adder, text)
+            adder.invoke("release")
+        unpacked = {path.name for path in (adder.root / ".shipway" / "versions").glob("[!.]*")}
+        status = adder.facts("status", "--env", "second")
+    finally:
+        adder.invoke("stop", "--env", "second")
+
+    assert other["digest"].removeprefix("sha256:") in unpacked
+    assert (status["digest"], status["healthy"]) == (other["digest"], True)
 
 
 def test_second_release_is_told_who_holds_the_lock_and_may_wait(adder: Project) -> None:
@@ -280,6 +368,16 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         yield project
 
 
+_GOES_BAD = """
+BOMB = pathlib.Path(__file__).resolve().parents[6] / "bomb"
+
+
+def grade(environ):
+    bad = environ["PATH_INFO"] == "/score" and BOMB.exists()
+    return environ["PATH_INFO"], "500 Bad" if bad else "200 OK"
+"""
+
+
 def _touch(project: Project, text: str) -> None:
     project.write("app/note.py", f"NOTE = {text!r}\n")
     project.commit(text)
@@ -300,6 +398,11 @@ def _break(project: Project, fault: str) -> None:
     if fault == "errors":
         project.change("app/__init__.py", "def create_app", "COUNT = list(range(100_000, 1, -1))\n\n\ndef create_app")
     project.commit(fault)
+
+
+def _with_a_second_environment(project: Project) -> str:
+    text = (project.root / "release.toml").read_text()
+    return f"{text}[push]\nkeep = 2\n[env.second.rollout]\nport = {projects.free_port()}\n"
 
 
 def _version(project: Project) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,35 @@ def test_live_line_is_gone_before_the_next_line_on_a_terminal() -> None:
 )
 def test_size_is_in_powers_of_1000(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_result_keeps_quiet_when_its_reader_has_gone(tmp_path: Path) -> None:
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return spare
+
+    with (tmp_path / "spare").open("w") as file:
+        spare = file.fileno()
+
+        Console(Gone(), io.StringIO()).result("more than was read")
+
+
+def test_result_shows_every_character_when_the_terminal_knows_ascii_alone() -> None:
+    stream = io.BytesIO()
+    out = io.TextIOWrapper(stream, encoding="ascii")
+
+    Console(out, io.StringIO()).result("Modelle für München")
+
+    assert stream.getvalue() == rb"Modelle f\xfcr M\xfcnchen" + b"\n"
+
+
+def test_live_stays_on_one_line_when_the_text_is_longer_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    err = _Terminal()
+
+    Console(io.StringIO(), err).live("test", "a line of a suite that says much")
+
+    assert err.getvalue() == "\r\x1b[2Ktest      a line of"

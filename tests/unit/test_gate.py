@@ -232,15 +232,17 @@ def test_command_names_rate_and_version_path_only_when_they_are_wanted(tmp_path:
 def test_child_environ_drops_what_would_change_locusts_own_settings() -> None:
     environ = {"PATH": "/bin", "LOCUST_USERS": "9", "EXCHANGES": "elsewhere"}
 
-    assert child_environ(environ, exchanges=Path("/m"), ready_path="/r") == {
+    assert child_environ(environ, exchanges=Path("/m"), ready_path="/r", check_answers=True) == {
         "PATH": "/bin",
         "EXCHANGES": "/m/golden/exchanges",
         "READY_PATH": "/r",
+        "CHECK_ANSWERS": "1",
     }
-    assert child_environ(environ, exchanges=None, ready_path="/r") == {
+    assert child_environ(environ, exchanges=None, ready_path="/r", check_answers=False) == {
         "PATH": "/bin",
         "EXCHANGES": "",
         "READY_PATH": "/r",
+        "CHECK_ANSWERS": "0",
     }
 
 

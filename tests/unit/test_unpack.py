@@ -248,3 +248,20 @@ def test_prune_keeps_what_is_needed_when_others_are_not(shop: Shop) -> None:
 
     assert (gone.exists(), kept.exists()) == (False, True)
     assert {path.name[:64] for path in (shop.state / "layers").glob("[!.]*")} == {wheel.diff_id.hex, new.diff_id.hex}
+
+
+def test_version_that_is_half_deleted_is_never_met_when_deleting_was_cut_short(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = shop.layer(collect([_file("srv/app/a"), _file("srv/app/b")]))
+    version = shop.unpack(layer)
+    whole = _tree(version)
+
+    def cut_short(tree: Path, **_: object) -> None:
+        next(path for path in sorted(Path(tree).rglob("*")) if path.is_file()).unlink()
+
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", cut_short)
+        prune([], shop.state)
+
+    assert _tree(shop.unpack(layer)) == whole
