@@ -17,10 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter
 
 from shipway import proc
 from shipway.console import Tell
@@ -176,8 +178,8 @@ class Lock:
 
     def _read(self) -> Holder | None:
         try:
-            return Holder(**json.loads(self._file.read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return TypeAdapter(Holder).validate_json(self._file.read_bytes())
+        except (OSError, ValueError):
             return None
 
     def _record(self, holder: Holder) -> None:
@@ -295,9 +297,7 @@ def _text(record: Record) -> str:
 
 def _parsed(path: Path) -> Record | None:
     try:
-        values = json.loads(path.read_bytes())
-        record = Record(**{each.name: values[each.name] for each in fields(Record)})
-    except (OSError, ValueError, TypeError, KeyError):
+        record = TypeAdapter(Record).validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
-    known = record.outcome is None or record.outcome in get_args(Outcome)
-    return record if known and isinstance(record.facts, dict) and record.number == int(path.stem) else None
+    return record if record.number == int(path.stem) else None

@@ -147,10 +147,14 @@ def test_lost_lock_is_left_to_its_new_holder_when_the_old_one_ends(file: Path) -
         late.check()
 
 
-def test_fence_grows_when_the_file_was_deleted_or_torn(file: Path) -> None:
+@pytest.mark.parametrize("damage", ["deleted", "torn", "foreign"])
+def test_fence_grows_when_the_file_was(damage: str, file: Path) -> None:
     with take(Lock(file, lease_s=60)):
         first = fence(file)
-    file.write_text('{"fence": 12', "utf-8")
+    text = file.read_text("utf-8")
+    file.unlink()
+    if damage != "deleted":
+        file.write_text(text[:40] if damage == "torn" else text.replace('"expires": 0', '"expires": "soon"'), "utf-8")
     later = Lock(file, lease_s=60, clock=lambda: time.time() + 1)
     with take(later):
         assert fence(file) > first

@@ -54,9 +54,13 @@ def test_numbers_go_on_when_a_file_is_torn_or_foreign(tmp_path: Path) -> None:
     (tmp_path / "0002.json").write_text('{"number": 2, "kind": "rel', "utf-8")
     (tmp_path / "0003.json").write_text('{"number": 3}', "utf-8")
     (tmp_path / "0004.json").write_text("[]", "utf-8")
+    first = (tmp_path / "0001.json").read_text("utf-8")
+    (tmp_path / "0005.json").write_text(
+        first.replace('"number": 1', '"number": 5').replace('"kind": "release"', '"kind": 5'), "utf-8"
+    )
     (tmp_path / "notes.json").write_text("{}", "utf-8")
     closed(ledger, "failed", BAD)
-    assert [(record.number, record.outcome) for record in ledger.attempts()] == [(1, "released"), (5, "failed")]
+    assert [(record.number, record.outcome) for record in ledger.attempts()] == [(1, "released"), (6, "failed")]
 
 
 def test_record_is_not_believed_when_its_number_or_outcome_is_another(tmp_path: Path) -> None:
