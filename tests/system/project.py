@@ -115,7 +115,7 @@ class Project:
         process = subprocess.Popen(
             [sys.executable, "-m", "invoke", *words],
             cwd=self.root,
-            env={**_plain(os.environ), "PYTHONUNBUFFERED": "1", **self.environ, **environ},
+            env={**plain(os.environ), "PYTHONUNBUFFERED": "1", **self.environ, **environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -172,7 +172,7 @@ class Project:
         return sum(path.stat().st_size for path in (self.images / "blobs").rglob("*") if path.is_file())
 
 
-def _plain(environ: Mapping[str, str]) -> dict[str, str]:
+def plain(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without what would change a release: CI's word, and our own suite's options."""
     return {key: text for key, text in environ.items() if key not in {"CI", "PYTEST_ADDOPTS"}}
 

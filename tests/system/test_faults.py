@@ -394,6 +394,7 @@ def test_release_cleans_up_when_its_terminal_goes_away(adder: Project, step: str
     process = subprocess.Popen(
         [sys.executable, "-m", "invoke", "release"],
         cwd=adder.root,
+        env=projects.plain(os.environ),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
