@@ -36,6 +36,12 @@ def found(versions: list[str]) -> list[str]:
     ]
 
 
+def install_all(session: nox.Session) -> None:
+    """Install shipway, the developers' tools, and the service's locked dependencies."""
+    session.install("-e", ".[dev]")
+    session.install(*LOCKED)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
@@ -47,24 +53,21 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly, everywhere."""
-    session.install("-e", ".[dev]")
-    session.install(*LOCKED)
+    install_all(session)
     session.run("mypy")
 
 
 @nox.session(python=found(PYTHONS))
 def unit(session: nox.Session) -> None:
     """Run the tests that start no process and open no socket, on every Python found."""
-    session.install("-e", ".[dev]")
-    session.install(*LOCKED)
+    install_all(session)
     session.run("pytest", "tests/unit", *session.posargs)
 
 
 @nox.session
 def contract(session: nox.Session) -> None:
     """Run the same assertions on fakes and on the real parts."""
-    session.install("-e", ".[dev]")
-    session.install(*LOCKED)
+    install_all(session)
     session.run("pytest", "tests/contract", *session.posargs)
 
 
@@ -78,16 +81,14 @@ def app(session: nox.Session) -> None:
 @nox.session
 def system(session: nox.Session) -> None:
     """Run real releases with real servers, as any user."""
-    session.install("-e", ".[dev]")
-    session.install(*LOCKED)
+    install_all(session)
     session.run("pytest", "tests/system", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side, and write the ratios to .shipway/benchmarks.json."""
-    session.install("-e", ".[dev]")
-    session.install(*LOCKED)
+    install_all(session)
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
