@@ -275,7 +275,7 @@ class AddressTaken(RolloutError):
     """Another program listens on the public address."""
 
     code = 57
-    advice = "stop it, or choose another port: SHIPWAY_ROLLOUT_PORT=8081 invoke release"
+    advice = "stop it, or choose another port: SHIPWAY_ROLLOUT_PORT=8081 invoke release, or invoke run --port 8081"
 
 
 # -- 60 to 69: loadcheck -----------------------------------------------------------------

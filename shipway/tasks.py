@@ -286,7 +286,7 @@ def run(_c: Context, port: str = "", env: str = "") -> None:
     """Run the service in the foreground, from the checkout as it stands, for development."""
     from shipway import flow
 
-    flow.run_here(_site(env), port=_number(port, "--port"))
+    flow.run_here(_site(env), port=_number(port, "--port", most=65_535))
 
 
 # -- the data scientists' side -----------------------------------------------------------
@@ -433,11 +433,11 @@ def _site(environment: str, **flags: dict[str, str]) -> Site:
     return Site.open(Path.cwd(), environment=environment or None, environ=os.environ, flags=given)
 
 
-def _number(text: str, flag: str) -> int | None:
+def _number(text: str, flag: str, *, most: int = 999_999_999) -> int | None:
     if not text:
         return None
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ConfigError(f"{flag} {text}: takes a whole number", advice=f"for example {flag} 7")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > most:
+        raise ConfigError(f"{flag} {text}: takes a whole number up to {most}", advice=f"for example {flag} 7")
     return int(text)
 
 

@@ -17,6 +17,7 @@ from shipway.errors import GoldenAnswersWrong
 from shipway.oci import compose
 from shipway.proc import Run
 from shipway.targets import Candidate, launch
+from shipway.targets.daemon import Address, require_free
 from shipway.targets.local import Local
 
 _ANSWER_S = 30.0
@@ -64,8 +65,9 @@ def settle(target: Local, tell: Tell) -> None:
 def run_here(image: Image, root: Path, *, port: int, home: Path, proc: Run, tell: Tell) -> None:
     """Run the image, unpacked in `root`, in the foreground on `port`, until it or a signal ends it.
 
-    Raises `ToolFailed` with its last words when it fails.
+    Raises `AddressTaken`, and `ToolFailed` with its last words when it fails.
     """
+    require_free(Address(host="127.0.0.1", port=port))
     home.mkdir(parents=True, exist_ok=True)
     ports = {"PORT": port, **dict.fromkeys(compose.service(image).ports, 0)}
     start = launch.start(image.config, root=root, python=sys.executable, ports=ports, home=home, mark="here")

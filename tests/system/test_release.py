@@ -124,6 +124,26 @@ def test_release_refuses_another_address_while_one_is_served(adder: Project) -> 
     assert adder.facts("status")["healthy"]
 
 
+def test_run_serves_the_checkout_as_it_stands_until_a_signal_comes(adder: Project) -> None:
+    adder.change("app/__init__.py", 'facts["sum"] = sum(', 'facts["sum"] = 1 + sum(')
+    port = projects.free_port()
+    process = adder.start("run", "--port", str(port))
+    kill_at(process, re.compile("Listening at"), signal.SIGCONT)
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("POST", "/score", "[1, 2]")
+    answer = json.load(connection.getresponse())
+    connection.close()
+    _, taken = adder.invoke("run", "--port", str(port), exits=57)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+    assert answer["sum"] == 4
+    assert f"127.0.0.1:{port} is taken by" in taken
+    assert process.returncode == 130
+    assert adder.facts("status")["digest"] is None
+
+
 def test_first_release_leaves_nothing_behind_when_it_fails(adder: Project) -> None:
     _break(adder, "crash")
 
