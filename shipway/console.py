@@ -7,6 +7,7 @@ terminal, plain lines elsewhere. Each line of progress begins with its stage's w
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -17,6 +18,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
 _PLAIN_EVERY_S = 5.0
+_NOBODY_READS = frozenset(
+    {errno.EPIPE, errno.EIO}
+)  # `| head` has read enough, the terminal is gone: what was done is done
 
 
 class Tell(Protocol):
@@ -98,7 +102,9 @@ class Console:
         try:
             self._out.write(text + "\n")
             self._out.flush()
-        except BrokenPipeError:  # `| head` has read enough, and what was done is done
+        except OSError as error:
+            if error.errno not in _NOBODY_READS:
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
 
     def result_json(self, value: Any) -> None:

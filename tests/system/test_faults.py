@@ -390,8 +390,32 @@ def test_nothing_but_git_is_started_when_nothing_changed(adder: Project, tmp_pat
 def test_release_cleans_up_when_its_terminal_goes_away(adder: Project, step: str) -> None:
     before = _version(adder)
     _touch(adder, f"the terminal goes at {step}")
+
+    code = _release_until_the_terminal_goes(adder, step, on_hangup=signal.SIG_DFL)
+
+    assert code == 130
+    assert _outcomes(adder, 1) == ["interrupted"]
+    assert _version(adder) == before
+
+
+def test_release_goes_on_without_its_terminal_when_nohup_says_so(adder: Project) -> None:
+    _touch(adder, "nohup")
+
+    code = _release_until_the_terminal_goes(adder, "^loadcheck .* on http", on_hangup=signal.SIG_IGN)
+
+    assert code == 0
+    assert _outcomes(adder, 1) == ["released"]
+
+
+def _release_until_the_terminal_goes(adder: Project, step: str, *, on_hangup: signal.Handlers) -> int:
+    """Start a release on a terminal, close it at a line that is told, and return the exit code."""
+
+    def begin() -> None:
+        signal.signal(signal.SIGHUP, on_hangup)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "invoke", "release"],
         cwd=adder.root,
         env=projects.plain(os.environ),
@@ -399,16 +423,14 @@ def test_release_cleans_up_when_its_terminal_goes_away(adder: Project, step: str
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no threads run here
-    )
-    os.close(theirs)
-    _read_until(ours, re.compile(step, re.MULTILINE))
-    os.close(ours)  # the kernel sends SIGHUP, and nothing can be told any more
-    code = process.wait(timeout=60)
-
-    assert code == 130
-    assert _outcomes(adder, 1) == ["interrupted"]
-    assert _version(adder) == before
+        preexec_fn=begin,  # noqa: PLW1509 - no threads run here
+    ) as process:
+        os.close(theirs)
+        try:
+            _read_until(ours, re.compile(step, re.MULTILINE))
+        finally:
+            os.close(ours)  # the kernel sends SIGHUP, and nothing can be told any more
+        return process.wait(timeout=60)
 
 
 # -- models and images -----------------------------------------------------------------------

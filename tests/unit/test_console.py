@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -59,18 +61,29 @@ def test_size_is_in_powers_of_1000(count: float, text: str) -> None:
     assert size(count) == text
 
 
-def test_result_keeps_quiet_when_its_reader_has_gone(tmp_path: Path) -> None:
-    class Gone(io.StringIO):
-        def write(self, _text: str) -> int:
-            raise BrokenPipeError
+class _Refusing(io.StringIO):
+    """A stream that the system refuses to write to."""
 
-        def fileno(self) -> int:
-            return spare
+    def __init__(self, number: int, spare: int = -1) -> None:
+        super().__init__()
+        self.number, self.spare = number, spare
 
+    def write(self, _text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+    def fileno(self) -> int:
+        return self.spare
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
+def test_result_keeps_quiet_when_nobody_reads_any_more(tmp_path: Path, number: int) -> None:
     with (tmp_path / "spare").open("w") as file:
-        spare = file.fileno()
+        Console(_Refusing(number, file.fileno()), io.StringIO()).result("more than was read")
 
-        Console(Gone(), io.StringIO()).result("more than was read")
+
+def test_result_raises_when_its_file_cannot_hold_it() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        Console(_Refusing(errno.ENOSPC), io.StringIO()).result("repository@sha256:1")
 
 
 def test_result_shows_every_character_when_the_terminal_knows_ascii_alone() -> None:
