@@ -239,9 +239,8 @@ def sample(folder: Path) -> Iterator[Project]:
     yield from _committed(project)
 
 
-def publish(project: Project, *, weight: float, alias: str = "latest") -> int:
+def publish(project: Project, *, weight: float) -> int:
     """Publish another version of the adder's model; return its number."""
-    del alias
     return _publish(project.root.parent / "store", project.root.parent / f"model-{weight}", weight=weight)
 
 
