@@ -1,10 +1,12 @@
 # Two uses. `docker build .` makes the whole image: the same /srv, and the same answers, as the
 # image that `invoke image` composes from layers without Docker. `docker build --target base .`
-# makes what those layers can stand on: Python, the user, nothing of ours.
+# makes what those layers can stand on (`[image] base = "Dockerfile"`): Python, the user, nothing
+# of ours. `[image] builder = "docker"` releases the whole.
 #
 # Needs no BuildKit. Packages without a wheel, and system libraries, belong into `base`.
 
-ARG PYTHON_IMAGE=python:3.13-slim-bookworm
+ARG PYTHON=3.13
+ARG PYTHON_IMAGE=python:${PYTHON}-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS base
 RUN groupadd --gid 65532 service \
@@ -18,6 +20,17 @@ USER 0
 COPY app/requirements.txt /tmp/requirements.txt
 RUN python -m pip install --no-cache-dir --no-compile --require-hashes --only-binary :all: \
     --target /srv/site-packages --requirement /tmp/requirements.txt
+# What differs from installer to installer stays out, and out of the wheels' lists of their files.
+# So do the programs in bin/: they begin with this interpreter's path, and `python -m` starts the same.
+WORKDIR /srv/site-packages
+RUN rm -rf bin *.dist-info/INSTALLER *.dist-info/REQUESTED *.dist-info/direct_url.json \
+ && for record in *.dist-info/RECORD; do \
+      tr -d '\r' < $record \
+      | grep -vE '^(\.\./|bin/|[^/]*\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json),)' \
+      | LC_ALL=C sort -t , -k 1,1 > /tmp/record \
+      && echo "$record,," >> /tmp/record \
+      && cp /tmp/record $record || exit 1; \
+    done
 
 
 FROM base AS model

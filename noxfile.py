@@ -86,10 +86,24 @@ def system(session: nox.Session) -> None:
 
 
 @nox.session
+def docker(session: nox.Session) -> None:
+    """Push to real registries and run images by Docker, as root; CONTRIBUTING.md says what it needs."""
+    install_all(session)
+    session.run("pytest", "tests/docker", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side, and write the ratios to .shipway/benchmarks.json."""
     install_all(session)
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(name="bench-images")
+def bench_images(session: nox.Session) -> None:
+    """Measure pushes beside Docker's and crane's, as root, and write them to .shipway/benchmarks-images.json."""
+    install_all(session)
+    session.run("python", "-m", "benchmarks.images", *session.posargs)
 
 
 @nox.session

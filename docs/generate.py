@@ -107,7 +107,7 @@ def all_errors(root: type[errors.ShipwayError]) -> Iterator[type[errors.ShipwayE
 
 def _all_tasks(collection: Collection, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, task in collection.tasks.items():
-        yield prefix + name, task
+        yield prefix.removesuffix(".") if name == collection.default else prefix + name, task
     for name, inner in collection.collections.items():
         yield from _all_tasks(inner, f"{prefix}{name}.")
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-Part = Literal["base", "dependencies", "model", "app"]
+Part = Literal["base", "dependencies", "model", "app", "dockerfile"]  # the last holds all that a Dockerfile made
 
 
 class Digest(str):
@@ -118,6 +118,7 @@ class Model:
     digest: Digest
     files: tuple[ModelFile, ...]
     layer: Descriptor
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def size_bytes(self) -> int:
@@ -141,7 +142,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer of an image: which of the four parts it belongs to, and what is in it."""
+    """One layer of an image: which part it belongs to, and what is in it."""
 
     part: Part
     title: str
@@ -154,7 +155,7 @@ class Image:
     """A composed image: everything but the layers' bytes.
 
     `manifest` and `config` are the exact bytes that are stored; `build` is the build id,
-    the hash of the four parts and of how the service is started.
+    the hash of its parts and of how the service is started.
     """
 
     build: str

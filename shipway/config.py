@@ -67,10 +67,16 @@ class ModelSettings(_Table):
 class ImageSettings(_Table):
     """`[image]`: what the image is made of."""
 
+    builder: Literal["layers", "docker"] = Field(
+        "layers", description="`layers` composes the image without Docker; `docker` builds the whole Dockerfile."
+    )
     base: str = Field(
         "scratch",
-        description="`scratch`, or `layout:FOLDER@sha256:…`: an image of an OCI layout on disk.",
+        description="What the layers stand on: `scratch`; an image by digest, `HOST/NAME@sha256:…`; "
+        "`layout:FOLDER@sha256:…`, one on disk; or `Dockerfile`, whose stage `base` is built by Docker "
+        "when the registry has not got it.",
     )
+    build_args: Mapping[str, str] = Field({}, description="Build arguments for the Dockerfile; no secrets.")
     python: Annotated[str, Field(pattern=r"^(host|3\.\d+)$")] = Field(
         "host", description="The image's Python, such as `3.13`; `host` is this machine's."
     )
@@ -103,7 +109,28 @@ class ServiceSettings(_Table):
 class PushSettings(_Table):
     """`[push]`: where images go."""
 
-    repository: str = Field("layout", description="`layout`: the OCI image layout in `.shipway/images`.")
+    repository: str = Field(
+        "layout",
+        description="`layout`: the OCI image layout in `.shipway/images`; or a repository of a registry, `HOST/NAME`.",
+    )
+    login: Literal["auto", "anonymous", "environment", "docker", "azure"] = Field(
+        "auto",
+        description="Where the registry's credential comes from: the two variables below, Docker's configuration and "
+        "its credential helpers, or Azure. `auto` takes the variables where they are set, else Docker's, else none.",
+    )
+    user_variable: str = Field("REGISTRY_USER", description="The variable that holds the user's name.")
+    password_variable: str = Field("REGISTRY_PASSWORD", description="The variable that holds the password or token.")
+    azure_credential: Literal["cli", "managed_identity", "workload_identity", "environment"] = Field(
+        "cli", description='The one Azure credential that `login = "azure"` uses.'
+    )
+    token_services: tuple[str, ...] = Field(
+        (),
+        description="Hosts besides the registry's own that its credential may be sent to, "
+        "such as `gitlab.example` for `registry.gitlab.example`.",
+    )
+    authority: str | None = Field(
+        None, description="A PEM file: the certificate authority of a registry that no public one vouches for."
+    )
     keep: Annotated[int, Field(ge=2)] = Field(
         10, description="Images kept besides those that run: so many that served, and so many that were pushed last."
     )
@@ -235,7 +262,7 @@ def _default_environment(document: Mapping[str, Any]) -> str:
 
 
 def _from_variables(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, dict[str, Any]]:
-    """Return what `SHIPWAY_<TABLE>_<KEY>` variables set; a value is TOML, or else a string."""
+    """Return what `SHIPWAY_<TABLE>_<KEY>` variables set: text, or TOML where it is quoted, a list or a table."""
     known = {f"{PREFIX}{path.replace('.', '_').upper()}": path for path in _paths()}
     tables: dict[str, dict[str, Any]] = {}
     for variable, text in environ.items():
@@ -250,6 +277,8 @@ def _from_variables(environ: Mapping[str, str], mistakes: list[str]) -> dict[str
 
 
 def _toml_value(text: str) -> Any:
+    if not text.startswith(("[", "{", '"', "'")):
+        return text  # `3.13` may be a Python's version; where it is a number, pydantic makes it one
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

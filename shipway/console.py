@@ -13,8 +13,10 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 _PLAIN_EVERY_S = 5.0
@@ -53,6 +55,8 @@ class Console:
         self._terminal = self._err.isatty()
         self._live_at = 0.0
         self._live_open = False
+        self._lock = threading.RLock()  # blobs move in several threads at once
+        self._moving: dict[int, _Moving] = {}
 
     def say(self, stage: str, text: str) -> None:
         """See `Tell.say`."""
@@ -65,32 +69,41 @@ class Console:
     def live(self, stage: str, text: str) -> None:
         """See `Tell.live`; a log gets a line every five seconds."""
         now = time.monotonic()
-        if self._terminal:
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be taken back
-            self._write(f"\r\x1b[2K{stage:<10}{text}"[: width + len("\r\x1b[2K")])
-            self._live_open = True
-        elif now - self._live_at >= _PLAIN_EVERY_S:
-            self._line(f"{stage:<10}{text}")
-        else:
-            return
-        self._live_at = now
+        with self._lock:
+            if self._terminal:
+                width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be taken back
+                self._write(f"\r\x1b[2K{stage:<10}{text}"[: width + len("\r\x1b[2K")])
+                self._live_open = True
+            elif now - self._live_at >= _PLAIN_EVERY_S:
+                self._line(f"{stage:<10}{text}")
+            else:
+                return
+            self._live_at = now
 
     @contextlib.contextmanager
     def progress(self, stage: str, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-        """See `Tell.progress`."""
-        done, shown_at = 0, 0.0
+        """See `Tell.progress`; what moves at the same time shares the line."""
+        moving, shown_at = _Moving(label=label, total_bytes=total_bytes), 0.0
 
         def advance(count: int) -> None:
-            nonlocal done, shown_at
-            done += count
+            nonlocal shown_at
             now = time.monotonic()
-            if now - shown_at >= 0.1:  # noqa: PLR2004 - ten times a second is all that eyes can use
-                shown_at = now
-                self.live(stage, f"{_bar(done, total_bytes)} {label} {size(done)} of {size(total_bytes)}")
+            with self._lock:
+                moving.done_bytes += count
+                self._moving[id(moving)] = moving
+                if now - shown_at >= 0.1:  # noqa: PLR2004 - ten times a second is all that eyes can use
+                    shown_at = now
+                    self.live(stage, _together(list(self._moving.values())))
 
-        self._live_at = time.monotonic()
-        yield advance
-        self._clear()
+        with self._lock:
+            if not self._moving:
+                self._live_at = time.monotonic()
+        try:
+            yield advance
+        finally:
+            with self._lock:
+                self._moving.pop(id(moving), None)
+                self._clear()
 
     def fail(self, text: str) -> None:
         """Tell why the command failed, its last words."""
@@ -112,8 +125,9 @@ class Console:
         self.result(json.dumps(value, indent=2, sort_keys=True))
 
     def _line(self, text: str) -> None:
-        self._clear()
-        self._write(text + "\n")
+        with self._lock:
+            self._clear()
+            self._write(text + "\n")
 
     def _clear(self) -> None:
         if self._live_open:
@@ -133,6 +147,21 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Moving:
+    label: str
+    total_bytes: int
+    done_bytes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.label} {size(self.done_bytes)} of {size(self.total_bytes)}"
+
+
+def _together(moving: Sequence[_Moving]) -> str:
+    done, total = sum(each.done_bytes for each in moving), sum(each.total_bytes for each in moving)
+    return f"{_bar(done, total)} {', '.join(map(str, moving))}"
 
 
 def _bar(done: int, total: int) -> str:

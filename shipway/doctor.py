@@ -76,8 +76,7 @@ def _target(site: Site) -> str:
 
 
 def _images(site: Site) -> str:
-    count = len(set(site.layout.tags().values()))
-    return f"{count} in {site.layout.folder}"
+    return site.images.examined()
 
 
 def _lock(site: Site) -> str:

@@ -9,7 +9,7 @@ documentation and its `advice` are what the user reads there.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 
@@ -61,6 +61,20 @@ class ToolMissing(ShipwayError):
         """Name the program."""
         super().__init__(f"there is no program {program!r} on this machine")
         self.program = program
+
+
+class DockerMissing(ShipwayError):
+    """No Docker daemon answers, and what `[image]` asks for cannot be made without one."""
+
+    code = 3
+    advice = "start Docker, or say in DOCKER_HOST where it answers; a base by digest needs none"
+
+
+class LoginMissing(ShipwayError):
+    """There is no credential where the settings say that there is one, or its owner did not answer in time."""
+
+    code = 3
+    advice = "log in as [push] login says, then invoke doctor"
 
 
 class CheckoutError(ShipwayError):
@@ -197,6 +211,13 @@ class BaseRefused(ImageError):
     advice = "name another base in [image] base"
 
 
+class DockerFailed(ImageError):
+    """Docker could not build the Dockerfile, or hand over what it built."""
+
+    code = 34
+    advice = "mend the Dockerfile: docker build . shows the same"
+
+
 # -- 40 to 49: push ----------------------------------------------------------------------
 
 
@@ -219,6 +240,35 @@ class ImageCorrupt(PushError):
 
     code = 42
     advice = "delete the file that is named, then invoke release writes it again"
+
+
+class BlobsLost(PushError):
+    """The registry has not got what a manifest names, although it said so."""
+
+    code = 43
+
+    def __init__(self, message: str, *, digests: Collection[str] = ()) -> None:
+        """Take the digests that the registry named; none means that any may be lost."""
+        super().__init__(message)
+        self._digests = frozenset(digests)
+
+    def concerns(self, digest: str) -> bool:
+        """Tell whether this blob may be lost."""
+        return not self._digests or digest in self._digests
+
+
+class RegistryUnreachable(PushError):
+    """The registry, or its token service, did not answer, or only with errors, however often it was asked."""
+
+    code = 44
+    advice = "invoke doctor asks it again; then run the same command again: what arrived is not sent twice"
+
+
+class RegistryRefused(PushError):
+    """The registry refused: a login that is not good enough, a right that is lacking, or a request it does not take."""
+
+    code = 45
+    advice = "invoke doctor says which credential was used, and whether it may push"
 
 
 # -- 50 to 59: rollout -------------------------------------------------------------------

@@ -8,19 +8,20 @@ whatever ends a deploy early, what served before serves afterwards, and the reco
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from shipway import receipts
+from shipway import receipts, upkeep
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version
-from shipway.errors import ConfigError, ImageMissing, NothingToGoBackTo, ShipwayError
+from shipway.errors import ConfigError, NothingToGoBackTo
 from shipway.ledger import Outcome, Record
-from shipway.oci import compose, unpack
+from shipway.oci import compose, evidence
 from shipway.oci.compose import Composed
+from shipway.oci.evidence import Evidence, Maker
+from shipway.oci.images import read_image
 from shipway.results import Built, Deployed, Plan, Status, figures
 from shipway.site import Site
 from shipway.stages import image as image_stage
@@ -31,7 +32,6 @@ from shipway.stages import rollout as rollout_stage
 from shipway.stages import test as test_stage
 from shipway.turn import Turn, refusal, served, take
 
-TESTED = "tested"  # tags the newest image that was built from a passing suite
 Kind = Literal["release", "deploy", "rollout", "rollback"]
 Only = Literal["model", "code"]
 
@@ -43,7 +43,13 @@ def build(site: Site, *, version: int | None = None, again: bool = False) -> Bui
     """Test the checkout, resolve its model, compose the image and push it."""
     suite = test(site, again=again)
     model, composed = _composed(site, version)
-    ref, sent = push_stage.push(composed, layout=site.layout, tags=(composed.image.build, TESTED), tell=site.tell)
+    ref, sent = push_stage.push(
+        composed,
+        images=site.images,
+        tags=(composed.image.build, upkeep.TESTED),
+        tell=site.tell,
+        evidence=_evidence(site, model, composed, suite),
+    )
     return Built(suite=suite, model=model, image=composed.image, ref=ref, sent_bytes=sent.bytes_sent)
 
 
@@ -54,7 +60,9 @@ def deploy(
 
     Takes the newest image that was built from a passing suite where no digest is given.
     """
-    wanted = site.layout.image(digest or _newest_tested(site))
+    if kind != "rollback":
+        site.require_runnable()
+    wanted = read_image(site.images, digest or upkeep.newest_tested(site))
     with _turn(site, kind, wanted, wait=wait) as turn:
         if turn.serves_already:
             turn.held.discard_candidate()  # a killed release of another version may have left one
@@ -70,7 +78,7 @@ def deploy(
             rollout_stage.settle(turn.held, site.tell)
             rollout_stage.ask_golden(turn.target.url, turn.version.model, folder, site.tell)
         deployed = _closed(site, turn, "rolled back" if kind == "rollback" else "released")
-        _clean_up(site)
+        upkeep.clean_up(site)
         return deployed
 
 
@@ -78,7 +86,7 @@ def release(
     site: Site, *, version: int | None = None, again: bool = False, wait: bool = False, force: bool = False
 ) -> Deployed:
     """Build this commit and deploy it."""
-    _ = site.target  # one that is not configured is found out before anything is built
+    site.require_runnable()  # before anything is built
     built = build(site, version=version, again=again)
     return deploy(site, built.ref.digest, kind="release", wait=wait, force=force)
 
@@ -97,8 +105,11 @@ def rollback(site: Site, *, only: Only | None = None, wait: bool = False) -> Dep
     earlier = _earlier(site, live.version, only).digest
     if only:
         code, model = (live.version.digest, earlier) if only == "model" else (earlier, live.version.digest)
-        composed = image_stage.recombine(site.layout.image(code), site.layout.image(model))
-        ref, _ = push_stage.push(composed, layout=site.layout, tags=(composed.image.build,), tell=site.tell)
+        composed = image_stage.recombine(read_image(site.images, code), read_image(site.images, model))
+        said = evidence.of_recombined(composed.image, images=site.images, code=code, model=model, maker=_maker(site))
+        ref, _ = push_stage.push(
+            composed, images=site.images, tags=(composed.image.build,), tell=site.tell, evidence=said
+        )
         earlier = ref.digest
     return deploy(site, earlier, kind="rollback", wait=wait, force=True)
 
@@ -136,7 +147,11 @@ def _composed(site: Site, version: int | None = None) -> tuple[Model, Composed]:
         snapshot=site.snapshot,
         model=model,
         model_bytes=partial(catalogue.layer_bytes, cache=site.cache),
+        model_objects=partial(catalogue.objects, cache=site.cache),
+        images=site.images,
+        open_images=site.open_images,
         cache=site.cache,
+        environ=site.environ,
         proc=site.proc,
         tell=site.tell,
         allow_dirty=not site.in_ci,
@@ -150,11 +165,32 @@ def push(site: Site, *, version: int | None = None) -> ImageRef:
     It counts as tested when the tree passed its suite.
     """
     pinned = receipts.load(site.state, image_stage.STAGE, tree=site.snapshot.tree) or {}
-    _, composed = _composed(site, version or pinned.get("model_version"))
-    tested = test_stage.passed_before(site.state, site.snapshot)
-    tags = (composed.image.build, TESTED) if tested else (composed.image.build,)
-    ref, _ = push_stage.push(composed, layout=site.layout, tags=tags, tell=site.tell)
+    model, composed = _composed(site, version or pinned.get("model_version"))
+    suite = test_stage.passed_before(site.state, site.snapshot)
+    ref, _ = push_stage.push(
+        composed,
+        images=site.images,
+        tags=(composed.image.build, upkeep.TESTED) if suite else (composed.image.build,),
+        tell=site.tell,
+        evidence=_evidence(site, model, composed, suite),
+    )
     return ref
+
+
+def _evidence(site: Site, model: Model, composed: Composed, suite: SuiteRun | None) -> Evidence:
+    """Say what is in the image, and how it came about."""
+    return evidence.of_composed(
+        composed.image,
+        lock=composed.lock,
+        model=model,
+        settings=site.settings.image,
+        snapshot=site.snapshot,
+        maker=_maker(site, suite),
+    )
+
+
+def _maker(site: Site, suite: SuiteRun | None = None) -> Maker:
+    return Maker(who=site.who, in_ci=site.in_ci, began_s=site.began_s, suite=suite)
 
 
 def loadcheck(site: Site, *, url: str | None) -> LoadReport:
@@ -202,7 +238,7 @@ def plan(site: Site, *, version: int | None = None) -> Plan:
         environment=site.environment,
         tested=test_stage.passed_before(site.state, site.snapshot) is not None,
         version=planned,
-        moves=push_stage.plan(composed, layout=site.layout),
+        moves=push_stage.plan(composed, images=site.images),
         serves=bool(live and same and live.healthy),
         is_down=bool(live and same and not live.healthy),
         way_back=None if way_back == planned else way_back,
@@ -220,8 +256,15 @@ def stop(site: Site, *, wait: bool = False) -> Version | None:
 
 def run_here(site: Site, *, port: int | None) -> None:
     """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
-    _, composed = _composed(site)
-    ref, _ = push_stage.push(composed, layout=site.layout, tags=(composed.image.build,), tell=site.tell)
+    site.require_runnable()
+    model, composed = _composed(site)
+    ref, _ = push_stage.push(
+        composed,
+        images=site.images,
+        tags=(composed.image.build,),
+        tell=site.tell,
+        evidence=_evidence(site, model, composed, test_stage.passed_before(site.state, site.snapshot)),
+    )
     rollout_stage.run_here(
         composed.image,
         site.unpacked(ref.digest),
@@ -246,13 +289,6 @@ def _turn(site: Site, kind: Kind, wanted: Image, *, wait: bool) -> AbstractConte
         ledger=site.ledger,
         tell=site.tell,
     )
-
-
-def _newest_tested(site: Site) -> Digest:
-    try:
-        return site.layout.tags()[TESTED]
-    except KeyError as error:
-        raise ImageMissing("no image was built from a passing suite here") from error
 
 
 def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
@@ -286,7 +322,7 @@ def _measure_public(site: Site, turn: Turn, folder: Path) -> None:
         turn.held.undo(before)
         if _measure_live(site, turn, before).verdict != "pass":
             site.tell.warn(f"what serves now, {before}, does not pass itself: it goes before the new one is measured")
-            candidate = rollout_stage.start(turn.held, site.layout.image(turn.version.digest), folder, site.tell)
+            candidate = rollout_stage.start(turn.held, read_image(site.images, turn.version.digest), folder, site.tell)
             rollout_stage.promote(turn.held, candidate, site.tell)
             rollout_stage.settle(turn.held, site.tell)
             report = _measure_live(site, turn, turn.version)
@@ -346,33 +382,6 @@ def _closed(site: Site, turn: Turn, outcome: Outcome) -> Deployed:
     )
 
 
-def _clean_up(site: Site) -> None:
-    """Keep what runs, may be gone back to or is about to be deployed; a failure here is no reason to go back."""
-    try:
-        in_use = (digest for each in site.neighbours for digest in _in_use(each))
-        wanted = {*in_use, *_newest_pushed(site)}
-        keep = [site.layout.image(digest) for digest in wanted if site.layout.path(digest).exists()]
-        site.layout.prune([image.digest for image in keep])
-        unpack.prune(keep, site.state)
-    except (ShipwayError, OSError, ValueError, KeyError) as error:
-        site.tell.warn(f"old images could not be cleaned up: {error}")
-
-
-def _in_use(site: Site) -> Iterator[Digest]:
-    """Yield what one environment runs, is rolling out, or may go back to."""
-    yield from site.target.digests()
-    records = site.ledger.attempts()
-    yield from (Digest(record.facts["digest"]) for record in records if record.outcome is None)
-    yield from list(dict.fromkeys(version.digest for version in served(records)))[: site.settings.push.keep]
-
-
-def _newest_pushed(site: Site) -> Iterator[Digest]:
-    """Yield the newest tested image, and those that somebody who waits for a lock may be about to deploy."""
-    tags = site.layout.tags()
-    yield from ([tags[TESTED]] if TESTED in tags else [])
-    yield from list(dict.fromkeys(reversed(tags.values())))[: site.settings.push.keep]
-
-
 # -- going back ----------------------------------------------------------------------------
 
 
@@ -396,4 +405,4 @@ def _differs(site: Site, version: Version, live: Version, only: Only | None) -> 
 
 def _code(site: Site, version: Version) -> list[Digest]:
     """Return what an image holds beside its model."""
-    return [layer.diff_id for layer in site.layout.image(version.digest).layers if layer.part != "model"]
+    return [layer.diff_id for layer in read_image(site.images, version.digest).layers if layer.part != "model"]

@@ -9,15 +9,20 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
-from shipway.artifacts import Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version, short_commit
+from shipway.artifacts import Image, ImageRef, LoadReport, Model, Part, Rollout, SuiteRun, Version, short_commit
 from shipway.console import size
 from shipway.ledger import Holder, Record
+from shipway.oci import compose, sbom
+from shipway.oci.evidence import Pushed
+from shipway.oci.prune import Stored, Verdict, told
 from shipway.stores import Catalogue
 from shipway.stores.catalogue import Published
 from shipway.stores.manifest import ModelVersion, Move, Tensor
 from shipway.targets import Live
+
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +166,120 @@ class Plan:
         if self.is_down:
             return "would start it again: it is what should serve, but it is not healthy"
         return f"would replace {self.way_back}" if self.way_back else "would serve where nothing does"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """All that is known of an image. `bill` and `statement` are what is attached to it, unsigned."""
+
+    repository: str
+    image: Image
+    bill: Mapping[str, Any] | None
+    statement: Mapping[str, Any] | None
+    pushed: Pushed | None
+
+    def text(self) -> str:
+        """A few lines for people."""
+        image, version, base = self.image, compose.version(self.image), compose.base(self.image)
+        command, user = compose.start(image)
+        parts = [f"  {part:<12} {size(image.size_bytes(part)):>9}" for part in PARTS if image.size_bytes(part)]
+        lines = [
+            f"{self.repository}@{image.digest}",
+            f"build      {image.build}, commit {version.commit}",
+            f"created    {compose.created(image)} (the commit's time)",
+            f"model      {version.model.name} {version.model.version} ({version.model.digest})",
+            f"size       {size(sum(image.size_bytes(part) for part in PARTS))}",
+            *parts,
+            f"base       {base or 'none'}",
+            f"runs       {' '.join(command)} as {user}",
+            f"contents   {self._bill()}",
+            f"provenance {self._provenance()}",
+        ]
+        return "\n".join(lines)
+
+    def facts(self) -> dict[str, Any]:
+        """For machines."""
+        command, user = compose.start(self.image)
+        return {
+            "image": f"{self.repository}@{self.image.digest}",
+            **asdict(compose.version(self.image)),
+            "created": compose.created(self.image),
+            "base": compose.base(self.image),
+            "command": command,
+            "user": user,
+            "size_bytes": sum(self.image.size_bytes(part) for part in PARTS),
+            "layers": [
+                {
+                    "part": layer.part,
+                    "title": layer.title,
+                    "digest": layer.descriptor.digest,
+                    "size_bytes": layer.descriptor.size_bytes,
+                }
+                for layer in self.image.layers
+            ],
+            "pushed": asdict(self.pushed) if self.pushed else None,
+            "signed": False,
+            "sbom": self.bill,
+            "provenance": self.statement,
+        }
+
+    def _bill(self) -> str:
+        return f"{sbom.count(self.bill)} packages in the SBOM" if self.bill else "no SBOM is attached"
+
+    def _provenance(self) -> str:
+        if self.pushed is None:
+            return "none is attached: nobody says who pushed it, or whether it was tested"
+        tests = "no suite is known to have passed"
+        if self.pushed.tests_passed is not None:
+            tests = f"{self.pushed.tests_passed} tests passed in {self.pushed.tests_seconds:g} s"
+        return f"unsigned: pushed {self.pushed.finished} by {self.pushed.who} ({self.pushed.builder}); {tests}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared:
+    """What of a repository's images went, or would go. `collected` says that the bytes are free at once."""
+
+    repository: str
+    verdict: Verdict
+    freed_bytes: int
+    applied: bool
+    collected: bool
+
+    def text(self) -> str:
+        """A line for each thing, what goes first."""
+        going = [f"{'deleted' if self.applied else 'goes':<8} {told(each)}: {each.why}" for each in self.verdict.going]
+        staying = [f"{'stays':<8} {told(each)}: {each.why}" for each in self.verdict.staying]
+        return "\n".join([*going, *staying, self._sum()])
+
+    def facts(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "repository": self.repository,
+            "applied": self.applied,
+            "going": [_stored_facts(each) for each in self.verdict.going],
+            "staying": [_stored_facts(each) for each in self.verdict.staying],
+            "freed_bytes": self.freed_bytes,
+        }
+
+    def _sum(self) -> str:
+        if not self.verdict.going and not self.freed_bytes:
+            return f"nothing to delete in {self.repository}"
+        if not self.applied:
+            return f"{size(self.freed_bytes)} would be free; nothing was deleted: invoke prune --apply deletes it"
+        if self.collected:
+            return f"{size(self.freed_bytes)} are free"
+        return f"{size(self.freed_bytes)} are free once the registry has collected its garbage (docs/registries.md)"
+
+
+def _stored_facts(each: Stored) -> dict[str, Any]:
+    return {
+        "kind": each.kind,
+        "digest": each.digest,
+        "names": sorted(each.names),
+        "why": each.why,
+        "pushed": _moment(each.pushed_s) if each.pushed_s is not None else None,
+        "version": asdict(compose.version(each.image)) if each.image else None,
+    }
 
 
 def figures(report: LoadReport) -> dict[str, float]:

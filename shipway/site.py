@@ -1,6 +1,6 @@
 """One environment of one checkout: everything that reaches outside, put together once.
 
-Owns the choice of the real parts (git, the layout, the store, the target, its ledger and
+Owns the choice of the real parts (git, the images, the store, the target, its ledger and
 lock) and where their state lies under `.shipway/`. Does nothing itself.
 """
 
@@ -11,19 +11,22 @@ import getpass
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from shipway.artifacts import Digest, Snapshot
 from shipway.checkout import Checkout
-from shipway.config import FILE, Loaded, Settings, load
+from shipway.config import FILE, ImageSettings, Loaded, Settings, load
 from shipway.console import Console
-from shipway.errors import CheckoutError, NotConfigured, ToolMissing
+from shipway.errors import CheckoutError, ConfigError, NotConfigured, ToolMissing
 from shipway.ledger import Ledger, Lock
+from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
-from shipway.oci.unpack import unpack
+from shipway.oci.unpack import fetch, unpack
+from shipway.oci.wheels import Target
 from shipway.proc import Proc
 from shipway.stores import Catalogue, open_catalogue
 from shipway.targets.local import Local
@@ -41,6 +44,7 @@ class Site:
     environ: Mapping[str, str]
     proc: Proc
     tell: Console
+    began_s: float = field(default_factory=time.time)
 
     @classmethod
     def open(
@@ -114,13 +118,28 @@ class Site:
 
     @property
     def layout(self) -> Layout:
-        """The images. Raises `NotConfigured` for a registry, which this version does not know yet."""
-        if (repository := self.settings.push.repository) != "layout":
-            raise NotConfigured(
-                f"the registry {repository!r} of environment {self.environment!r} is not configured",
-                advice="this version keeps images in a layout on disk: leave [push] repository out",
-            )
+        """The images on this machine: all of them, or, beside a registry, those that ran here."""
         return Layout(self.state / "images")
+
+    @cached_property
+    def images(self) -> Images:
+        """The images of this environment: a repository of a registry, or the layout."""
+        if self.settings.push.repository == "layout":
+            return self.layout
+        return self.open_images(self.settings.push.repository)
+
+    def open_images(self, name: str) -> Images:
+        """Return a repository of a registry, `HOST/NAME`; the base may live in another than the images."""
+        from shipway.oci.registry import open_repository  # noqa: PLC0415 - brings an HTTP client, which a layout needs not
+
+        return open_repository(
+            name,
+            settings=self.settings.push,
+            root=self.root,
+            environ=self.environ,
+            proc=self.proc,
+            tell=self.tell,
+        )
 
     @property
     def ledger(self) -> Ledger:
@@ -149,14 +168,28 @@ class Site:
             folder_of=self.unpacked,
         )
 
+    def require_runnable(self) -> None:
+        """Raise `NotConfigured` or `ConfigError` unless the target can run what would be built."""
+        _ = self.target
+        image, here = Target.of(self.settings.image), Target.of(ImageSettings())
+        if image != here:
+            raise ConfigError(
+                f"the target local runs this machine's Python {here.python} on {here.platform}; "
+                f"[image] asks for Python {image.python} on {image.platform}",
+                advice="invoke build and invoke push work; to run it here, leave [image] python and platform out",
+            )
+
     def unpacked(self, digest: Digest) -> Path:
-        """Return the folder that holds the image's `srv`, unpacked from the layout where it is not there yet."""
-        return unpack(self.layout, self.layout.image(digest), self.state, proc=self.proc, tell=self.tell)
+        """Return the folder that holds the image's `srv`, fetched and unpacked where it is not there yet."""
+        image = read_image(self.images, digest)
+        if self.images.shared:
+            fetch(image, self.images, self.layout, self.tell)
+        return unpack(self.layout, image, self.state, proc=self.proc, tell=self.tell)
 
     @property
     def neighbours(self) -> tuple[Site, ...]:
         """Every environment of this checkout that was used, this one too: they share images and versions."""
-        names = sorted(home.name for home in (self.state / "environments").iterdir())
+        names = sorted(home.name for home in (self.state / "environments").glob("*"))
         return tuple(replace(self, loaded=replace(self.loaded, environment=name)) for name in names)
 
     @property

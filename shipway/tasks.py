@@ -33,6 +33,8 @@ HELP = {
     "again": "Run the test suite although this very tree passed before.",
     "model": "The model's version number (default: what the alias in release.toml names).",
     "digest": "The image's digest, sha256:…; invoke history --json lists those that served.",
+    "ref": "A digest, a tag (tested: the newest tested image), a build id, or HOST/NAME@sha256:….",
+    "apply": "Delete what would go; without it nothing is deleted.",
     "only": "model or code: go back with that alone and keep the other.",
     "url": "The service's address (default: the environment's own).",
     "users": "Simulated users at once (default: release.toml).",
@@ -218,6 +220,24 @@ def history(_c: Context, env: str = "", json: bool = False) -> None:
         [asdict(record) for record in records],
         as_json=json,
     )
+
+
+@command
+def show_image(_c: Context, ref: str, env: str = "", json: bool = False) -> None:
+    """Say what is in an image, how it came about, and who pushed it, without pulling it."""
+    from shipway import upkeep
+
+    shown = upkeep.show(_site(env), ref)
+    _print(shown.text(), shown.facts(), as_json=json)
+
+
+@command
+def prune(_c: Context, apply: bool = False, env: str = "", json: bool = False) -> None:
+    """Say which images no environment needs any more; with --apply, delete them."""
+    from shipway import upkeep
+
+    cleared = upkeep.clear(_site(env), apply=apply)
+    _print(cleared.text(), cleared.facts(), as_json=json)
 
 
 @command
@@ -412,10 +432,14 @@ def moves(_c: Context, name: str = "", store: str = "", env: str = "", json: boo
 def namespace() -> Collection:
     """Return all tasks, for a repository's `tasks.py`."""
     top = Collection(
-        *(test, image, push, rollout, loadcheck),
+        *(test, push, rollout, loadcheck),
         *(build, deploy, release),
-        *(status, history, rollback, plan, doctor, config, stop, logs, run),
+        *(status, history, rollback, prune, plan, doctor, config, stop, logs, run),
     )
+    images = Collection("image")
+    images.add_task(image, name="compose", default=True)
+    images.add_task(show_image, name="show")
+    top.add_collection(images)
     models = Collection("model", publish, show, promote, pull)
     models.add_task(list_, name="list")
     models.add_task(moves, name="history")

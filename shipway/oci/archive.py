@@ -29,6 +29,28 @@ class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+class Pieces:
+    """Pieces of bytes, as a file that is read forwards only."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        """Take the pieces when they are needed."""
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def read(self, size: int, /) -> bytes:
+        """Return `size` bytes, less only at the end."""
+        data = bytearray()
+        while len(data) < size:
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
+            taken, self._rest = self._rest[: size - len(data)], self._rest[size - len(data) :]
+            data += taken
+        return bytes(data)
+
+
 class _Tape:
     """A file that is read forwards only and hashed as it passes; skipping is reading.
 
@@ -68,7 +90,7 @@ class _Tape:
         return Digest("sha256:" + self._hash.hexdigest())
 
 
-def members(blob: IO[bytes], layer: Layer) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo, IO[bytes] | None]]:
+def members(blob: _Readable, layer: Layer) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo, IO[bytes] | None]]:
     """Yield each entry of `layer` with its path below the root, and its bytes if it is a file.
 
     Raises `NotAsSaid` for a path with `..`, for what is no tar, and, at the end, when the

@@ -1,16 +1,19 @@
-"""The image that ours stands on, read from an OCI layout on disk and believed in nothing.
+"""The image that ours stands on, by digest, from wherever images live, and believed in nothing.
 
 Owns the refusal of bases that lie or that hold what must not be built upon. Unpacks
 nothing: layers are appended to as they are, so their device nodes and whiteouts are the
 container runtime's business. Entry names with `..`, and anything but folders below `/srv`,
-are refused, since nobody could say what our own paths would then mean.
+are refused, since nobody could say what our own paths would then mean. To see that, each
+layer is read once, by the first machine that pushes an image on it; the others recall it.
 Every refusal is a `BaseRefused` that names the base.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -18,11 +21,17 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shipway.artifacts import Descriptor, Digest, Layer
-from shipway.errors import BaseRefused, ConfigError, PushError
-from shipway.oci.archive import NotAsSaid, members, pieces
+from shipway.errors import BaseRefused, ConfigError, ImageCorrupt, ImageMissing, LoginMissing, PushError
+from shipway.oci.archive import NotAsSaid, Pieces, members
 from shipway.oci.compose import CONFIG, INDEX, MANIFEST, TAR, TAR_GZIP, Base, Source
+from shipway.oci.images import Images
+from shipway.oci.images import document as read_document
 from shipway.oci.layers import Known, fingerprint
 from shipway.oci.layout import Layout
+from shipway.oci.reference import Reference
+from shipway.oci.wheels import Target
+
+OpenImages = Callable[[str], Images]
 
 _DOCKER = "application/vnd.docker."
 _MANIFESTS = {MANIFEST, f"{_DOCKER}distribution.manifest.v2+json"}
@@ -31,7 +40,18 @@ _CONFIGS = {CONFIG, f"{_DOCKER}container.image.v1+json"}
 # zstd is missing on purpose: its tar cannot be listed with Python's own library.
 _LAYERS = {TAR: TAR, TAR_GZIP: TAR_GZIP, f"{_DOCKER}image.rootfs.diff.tar.gzip": TAR_GZIP}
 _OURS = PurePosixPath("srv")
-_REFERENCE = re.compile(r"layout:(?P<folder>.+)@(?P<digest>sha256:[0-9a-f]{64})")
+_ON_DISK = re.compile(r"layout:(?P<folder>.+)@(?P<digest>sha256:[0-9a-f]{64})")
+_PYTHON = "PYTHON_VERSION"  # official Python images, and many others, set it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """A base, how to come by its layers, and the key under which they are known to be good; see `Composed`."""
+
+    base: Base
+    sources: Mapping[Digest, Source] = field(default_factory=dict)
+    origins: Mapping[Digest, str] = field(default_factory=dict)
+    known: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
 
 
 class _Document(BaseModel):
@@ -48,6 +68,9 @@ class _Descriptor(_Document):
     digest: Annotated[str, AfterValidator(Digest)]
     size_bytes: int = Field(alias="size", ge=0)
     platform: _Platform | None = None
+
+    def described(self, media_type: str) -> Descriptor:
+        return Descriptor(media_type=media_type, digest=Digest(self.digest), size_bytes=self.size_bytes)
 
 
 class _Manifest(_Document):
@@ -74,34 +97,89 @@ class _Config(_Platform):
     history: tuple[Mapping[str, Any], ...] | None = None
 
 
-def read_base(reference: str, *, root: Path, platform: str, known: Known) -> tuple[Base, Mapping[Digest, Source]]:
-    """Return the base that `[image] base` names, and how to get its layers' bytes.
+def read_base(
+    reference: str,
+    target: Target,
+    *,
+    root: Path,
+    known: Known,
+    images: Images,
+    open_images: OpenImages,
+    is_whole: bool = False,
+) -> Ground:
+    """Return the base that `[image] base` names; `images` is where the image will live.
 
-    Raises `ConfigError` for a reference that is none, `BaseRefused` for a base that lies.
+    One that `is_whole` gets no layers of ours, so that it may hold files below `/srv`.
+    Raises `ConfigError` for a reference that is none, `BaseRefused` for a base that lies, and
+    what the registry raises that cannot be asked.
     """
-    os, architecture = platform.split("/")
+    os, architecture = target.platform.split("/")
     if reference == "scratch":
-        return Base(os=os, architecture=architecture), {}
-    found = _REFERENCE.fullmatch(reference)
-    if not found:
-        message = f"[image] base is {reference!r}, neither `scratch` nor `layout:FOLDER@sha256:…`"
-        raise ConfigError(message)
-    layout = Layout(root / found["folder"])
+        return Ground(base=Base(os=os, architecture=architecture))
+    place, digest = _find(reference, root, images, open_images)
     try:
-        manifest, config = _documents(layout, Digest(found["digest"]), _Platform(os=os, architecture=architecture))
-        layers = _layers(layout, manifest, config)
-        _look_inside(layout, layers, known)
-    except (NotAsSaid, ValidationError, PushError) as error:
-        message = f"the base {reference} is refused: {_reason(error)}"
-        raise BaseRefused(message) from error
+        manifest, config = _documents(place, digest, _Platform(os=os, architecture=architecture))
+        environment = dict(item.split("=", 1) for item in (config.config and config.config.env) or ())
+        _expect_python(environment.get(_PYTHON), target)
+        layers = _layers(manifest, config)
+        key = _look_inside(place, layers, known, is_whole=is_whole)
+    except (NotAsSaid, ValidationError, ImageMissing, ImageCorrupt) as error:
+        raise BaseRefused(f"the base {reference} is refused: {_reason(error)}") from error
     base = Base(
         os=config.os,
         architecture=config.architecture,
         layers=layers,
-        environment=dict(item.split("=", 1) for item in (config.config and config.config.env) or ()),
+        digest=digest,
+        environment=environment,
         history=_history(config, layers),
     )
-    return base, {layer.descriptor.digest: partial(pieces, layout.path(layer.descriptor.digest)) for layer in layers}
+    return Ground(
+        base=base,
+        sources={layer.descriptor.digest: partial(place.pieces, layer.descriptor) for layer in layers},
+        origins=_origins(place, images, layers),
+        known={key: layers},
+    )
+
+
+def _find(reference: str, root: Path, images: Images, open_images: OpenImages) -> tuple[Images, Digest]:
+    """Return where the base lives, and its digest."""
+    if found := _ON_DISK.fullmatch(reference):
+        return Layout(root / found["folder"]), Digest(found["digest"])
+    try:
+        name = Reference.parse(reference)
+    except ConfigError as error:
+        message = f"[image] base is {reference!r}, neither `scratch`, `Dockerfile`, `layout:FOLDER@sha256:…` "
+        raise ConfigError(message + "nor an image of a registry, `HOST/NAME@sha256:…`", advice=error.next) from error
+    place = images if name.repository == images.repository else open_images(name.repository)
+    if name.digest is None:
+        raise ConfigError(
+            f"[image] base is {reference!r}: a name may mean another image tomorrow, a digest cannot",
+            advice=_pinned(name, place),
+        )
+    return place, name.digest
+
+
+def _pinned(name: Reference, place: Images) -> str:
+    """Say what the reference means now, if somebody can say it."""
+    tag = name.tag or "latest"
+    with contextlib.suppress(PushError, LoginMissing):
+        if digest := place.tagged(tag):
+            return f"write {name.repository}:{tag}@{digest}, which it means now"
+    return "write HOST/NAME@sha256:…; the registry did not say which digest it means now"
+
+
+def _origins(place: Images, images: Images, layers: Sequence[Layer]) -> Mapping[Digest, str]:
+    """Return the base's repository for each layer that `images`, in the same registry, can mount."""
+    host, _, path = place.repository.partition("/")
+    if not images.shared or place.repository == images.repository or host != images.repository.partition("/")[0]:
+        return {}
+    return {layer.descriptor.digest: path for layer in layers}
+
+
+def _expect_python(version: str | None, target: Target) -> None:
+    if version is not None and version.split(".")[:2] != target.python.split("."):
+        message = f"it has Python {version}, but [image] python is {target.python}"
+        raise NotAsSaid(message)
 
 
 def _reason(error: Exception) -> str:
@@ -111,33 +189,35 @@ def _reason(error: Exception) -> str:
     return f"{'.'.join(str(word) for word in first['loc'])}: {first['msg']}"
 
 
-def _documents(layout: Layout, digest: Digest, wanted: _Platform) -> tuple[_Manifest, _Config]:
-    document = _Manifest.model_validate_json(layout.read(digest))
+def _documents(images: Images, digest: Digest, wanted: _Platform) -> tuple[_Manifest, _Config]:
+    document = _Manifest.model_validate_json(images.read(digest))
     if document.manifests is not None and document.layers is None and document.config is None:
         _expect(document.media_type or INDEX, _INDEXES)
         for entry in document.manifests:
             if entry.platform and (entry.platform.os, entry.platform.architecture) == (wanted.os, wanted.architecture):
-                document = _Manifest.model_validate_json(_read(layout, entry, _MANIFESTS))
+                document = _listed(images, entry)
                 break
     if document.manifests is not None or document.layers is None or document.config is None:
         kind = "both layers and manifests" if document.layers is not None and document.manifests is not None else ""
         message = f"it has {kind or f'no image for {wanted.os}/{wanted.architecture}'}"
         raise NotAsSaid(message)
     _expect(document.media_type or MANIFEST, _MANIFESTS)
-    config = _Config.model_validate_json(_read(layout, document.config, _CONFIGS))
+    _expect(document.config.media_type, _CONFIGS)
+    config = _Config.model_validate_json(read_document(images, document.config.described(CONFIG)))
     if (config.os, config.architecture) != (wanted.os, wanted.architecture):
         message = f"it is made for {config.os}/{config.architecture}, not {wanted.os}/{wanted.architecture}"
         raise NotAsSaid(message)
     return document, config
 
 
-def _read(layout: Layout, entry: _Descriptor, media_types: Collection[str]) -> bytes:
-    _expect(entry.media_type, media_types)
-    data = layout.read(Digest(entry.digest))
+def _listed(images: Images, entry: _Descriptor) -> _Manifest:
+    """Return the manifest that an index names."""
+    _expect(entry.media_type, _MANIFESTS)
+    data = images.read(Digest(entry.digest))
     if len(data) != entry.size_bytes:
         message = f"{entry.digest} has {len(data)} bytes, said were {entry.size_bytes}"
         raise NotAsSaid(message)
-    return data
+    return _Manifest.model_validate_json(data)
 
 
 def _expect(media_type: str, known: Collection[str]) -> None:
@@ -146,39 +226,35 @@ def _expect(media_type: str, known: Collection[str]) -> None:
         raise NotAsSaid(message)
 
 
-def _layers(layout: Layout, manifest: _Manifest, config: _Config) -> tuple[Layer, ...]:
+def _layers(manifest: _Manifest, config: _Config) -> tuple[Layer, ...]:
     entries, diff_ids = manifest.layers or (), config.rootfs.diff_ids
     if len(entries) != len(diff_ids):
         message = f"it has {len(entries)} layers, but {len(diff_ids)} diff_ids"
         raise NotAsSaid(message)
     return tuple(
-        _layer(layout, entry, Digest(diff_id), f"base layer {number}")
+        _layer(entry, Digest(diff_id), f"base layer {number}")
         for number, (entry, diff_id) in enumerate(zip(entries, diff_ids, strict=True), start=1)
     )
 
 
-def _layer(layout: Layout, entry: _Descriptor, diff_id: Digest, title: str) -> Layer:
+def _layer(entry: _Descriptor, diff_id: Digest, title: str) -> Layer:
     _expect(entry.media_type, _LAYERS)
-    digest = Digest(entry.digest)
-    if not layout.has(digest, entry.size_bytes):
-        message = f"{title}, {digest}, is not there with the {entry.size_bytes} bytes that were said"
-        raise NotAsSaid(message)
-    descriptor = Descriptor(media_type=_LAYERS[entry.media_type], digest=digest, size_bytes=entry.size_bytes)
+    descriptor = entry.described(_LAYERS[entry.media_type])
     return Layer(part="base", title=title, descriptor=descriptor, diff_id=diff_id)
 
 
-def _look_inside(layout: Layout, layers: Sequence[Layer], known: Known) -> None:
-    """List every layer once; a base that was found good is known by its layers."""
-    key = fingerprint("base", *(word for layer in layers for word in (layer.descriptor.digest, layer.diff_id)))
-    if known.load(key) is not None:
-        return
-    for layer in layers:
-        with layout.open(layer.descriptor.digest) as blob:
-            for path, info, _ in members(blob, layer):
-                if path.parts[:1] == _OURS.parts and not info.isdir():
+def _look_inside(images: Images, layers: tuple[Layer, ...], known: Known, *, is_whole: bool) -> str:
+    """List every layer once; return the key under which a base that was found good is known."""
+    kind = "whole" if is_whole else "base"
+    key = fingerprint(kind, *(word for layer in layers for word in (layer.descriptor.digest, layer.diff_id)))
+    if known.load(key) != layers:
+        for layer in layers:
+            for path, info, _ in members(Pieces(images.pieces(layer.descriptor)), layer):
+                if path.parts[:1] == _OURS.parts and not (info.isdir() or is_whole):
                     message = f"{layer.title} holds /{path}, where only shipway's own layers may lie"
                     raise NotAsSaid(message)
-    known.save(key, layers)
+        known.save(key, layers)
+    return key
 
 
 def _history(config: _Config, layers: Sequence[Layer]) -> tuple[Mapping[str, Any], ...]:

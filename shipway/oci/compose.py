@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,11 @@ MAX_LAYERS = 127  # overlay2 mounts no more
 
 _OCI = "org.opencontainers.image."
 _OURS = "dev.shipway."
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PATH = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_PYTHON = {"PYTHONPATH": "/srv/site-packages:/srv", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+Source = Callable[[], Iterable[bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,32 +43,53 @@ class Base:
     architecture: str
     os: str
     layers: tuple[Layer, ...] = ()
+    digest: Digest | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-Source = Callable[[], Iterable[bytes]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
-    """An image, and how to make the bytes of each layer that somebody may lack."""
+    """An image, and how to come by each layer that somebody may lack.
+
+    `sources` make a layer's bytes. `origins` name the repository of the base's registry
+    that holds a layer. `known` are layers by the key of their inputs, to be remembered where
+    the image is pushed to, so that another machine need not make them to know them.
+    `lock` are the bytes that pinned the dependencies.
+    """
 
     image: Image
-    sources: Mapping[Digest, Source]
+    lock: bytes = b""
+    sources: Mapping[Digest, Source] = field(default_factory=dict)
+    origins: Mapping[Digest, str] = field(default_factory=dict)
+    known: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
 
 
 def compose(
     base: Base, *, dependencies: Sequence[Layer], model: Model, app: Layer, settings: Settings, snapshot: Snapshot
 ) -> Image:
     """Return the image of these parts. Raises `BaseRefused` when they are too many layers."""
+    layers = (*base.layers, *dependencies, model_layer(model), app)
+    config, environment = _begun(base, settings, snapshot)
+    return _finish(config, {**_PATH, **base.environment, **_PYTHON, **environment}, layers, model_ref(model))
+
+
+def adopt(built: Base, *, model: Model, settings: Settings, snapshot: Snapshot) -> Image:
+    """Return the image that a whole Dockerfile made, started and labelled as one of ours.
+
+    The Dockerfile says what is in it, and its ENV stands; how it is started the settings say.
+    """
+    layers = tuple(
+        replace(layer, part="dockerfile", title=f"layer {number}") for number, layer in enumerate(built.layers, start=1)
+    )
+    config, environment = _begun(replace(built, digest=None), settings, snapshot)
+    return _finish(config, {**_PATH, **_PYTHON, **built.environment, **environment}, layers, model_ref(model))
+
+
+def _begun(base: Base, settings: Settings, snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what of the configuration and the environment the settings and the commit decide."""
     service = settings.service
     environment = {
-        "PATH": _PATH,
-        **base.environment,
-        "PYTHONPATH": "/srv/site-packages:/srv",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         **settings.image.environment,
         "PORT": str(service.port),
         **{name: str(port) for name, port in service.ports.items()},
@@ -79,16 +104,16 @@ def compose(
             "WorkingDir": "/srv",
             "Cmd": list(service.command),
             "ExposedPorts": {f"{port}/tcp": {} for port in (service.port, *service.ports.values())},
-            "Labels": _labels(settings, snapshot, created),
+            "Labels": _labels(settings, snapshot, created, base),
         },
         "history": [dict(entry) for entry in base.history],
     }
-    layers = (*base.layers, *dependencies, model_layer(model), app)
-    return _finish(config, environment, layers, model_ref(model))
+    return config, environment
 
 
-def _labels(settings: Settings, snapshot: Snapshot, created: str) -> dict[str, str]:
+def _labels(settings: Settings, snapshot: Snapshot, created: str, base: Base) -> dict[str, str]:
     return {
+        **({f"{_OCI}base.digest": base.digest} if base.digest else {}),
         f"{_OCI}created": created,
         f"{_OCI}revision": snapshot.commit + ("-dirty" if snapshot.dirty else ""),
         f"{_OCI}title": settings.project.name,
@@ -130,7 +155,7 @@ def _finish(config: dict[str, Any], env: dict[str, str], layers: Sequence[Layer]
     config["history"] += [
         {"created": config["created"], "created_by": f"shipway: {layer.part}, {layer.title}"}
         for layer in layers
-        if layer.part != "base"
+        if layer.part not in {"base", "dockerfile"}  # theirs tells itself
     ]
     written = canonical(config)
     return Image(build=build, manifest=_manifest(written, run["Labels"], layers), config=written, layers=tuple(layers))
@@ -242,10 +267,32 @@ def model(image: Image) -> ModelRef:
     )
 
 
+def labels(image: Image) -> dict[str, str]:
+    """Return what the image says of itself."""
+    return dict(json.loads(image.config)["config"]["Labels"])
+
+
+def created(image: Image) -> str:
+    """Return the time of the commit that the image was made from, as RFC 3339 has it."""
+    return labels(image)[f"{_OCI}created"]
+
+
+def start(image: Image) -> tuple[tuple[str, ...], str]:
+    """Return the image's command, and the user and group that it runs as."""
+    config = json.loads(image.config)["config"]
+    return tuple(config["Cmd"]), str(config["User"])
+
+
+def base(image: Image) -> Digest | None:
+    """Return the image that this one stands on, if it stands on any."""
+    digest = labels(image).get(f"{_OCI}base.digest")
+    return Digest(digest) if digest else None
+
+
 def version(image: Image) -> Version:
     """Return what a target records of the image."""
     return Version(digest=image.digest, build=image.build, commit=_label(image, f"{_OCI}revision"), model=model(image))
 
 
 def _label(image: Image, name: str) -> str:
-    return str(json.loads(image.config)["config"]["Labels"][name])
+    return labels(image)[name]

@@ -9,33 +9,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from shipway.artifacts import Descriptor, Digest, Layer
 from shipway.checkout import Checkout, TreeFile
-from shipway.errors import ImageError
-from shipway.oci.compose import TAR_GZIP, Source, canonical, layer_entry, read_layer
+from shipway.errors import ImageError, ImageMissing
+from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, canonical, layer_entry, read_layer
+from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described
 from shipway.oci.staging import write_whole
 from shipway.tarball import Entry, collect, link_stays_inside
 
+_NAME = "layers-{}"
+_DIFF_ID = "dev.shipway.diff-id"
 _FORMAT = 1  # goes into every key: raise it when the same inputs shall give other bytes
 
 
 class Known:
-    """Layers that were made before, by what they were made from: one small file each."""
+    """Layers that were made before, by what they were made from: one small file each.
 
-    def __init__(self, folder: Path) -> None:
+    What this machine does not know, `recall` may: another machine made it.
+    """
+
+    def __init__(self, folder: Path, recall: Callable[[str], tuple[Layer, ...] | None] = lambda _: None) -> None:
         """Keep the files in `folder`."""
         self._folder = folder
+        self._recall = recall
 
     def load(self, key: str) -> tuple[Layer, ...] | None:
         """Return the layers, or nothing where they are not known or the file is damaged."""
         try:
             return tuple(read_layer(*pair) for pair in json.loads((self._folder / key).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            pass
+        if (layers := self._recall(key)) is not None:
+            self.save(key, layers)
+        return layers
 
     def save(self, key: str, layers: Sequence[Layer]) -> None:
         """Remember the layers."""
@@ -109,3 +119,39 @@ def _app_entry(file: TreeFile, data: bytes, folder: str) -> Entry:
     if not link_stays_inside(file.path, target, folder):
         raise ImageError(f"{file.path} is a symbolic link that leads out of {folder}/: {target}")
     return Entry(path=path, link=target)
+
+
+# -- what other machines know ------------------------------------------------------------
+
+
+def recall(images: Images, key: str) -> tuple[Layer, ...] | None:
+    """Return the layers that somebody pushed and remembered under this key, if there are any."""
+    digest = images.tagged(_NAME.format(key))
+    if digest is None:
+        return None
+    try:
+        entries = json.loads(images.read(digest))["layers"]
+        return tuple(read_layer(entry, entry["annotations"][_DIFF_ID]) for entry in entries)
+    except (ImageMissing, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember(images: Images, key: str, layers: Sequence[Layer]) -> None:
+    """Let `recall` find layers that are there; naming them also keeps the registry from collecting them."""
+    if images.tagged(_NAME.format(key)):
+        return
+    entries = [layer_entry(layer) for layer in layers]
+    for entry, layer in zip(entries, layers, strict=True):
+        entry["annotations"][_DIFF_ID] = layer.diff_id
+    images.add(described(EMPTY, EMPTY_TYPE), lambda: [EMPTY])
+    manifest = canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": "application/vnd.shipway.layers.v1",
+            "config": {"mediaType": EMPTY_TYPE, "digest": Digest.of(EMPTY), "size": len(EMPTY)},
+            "layers": entries,
+        }
+    )
+    images.put(manifest, MANIFEST)
+    images.tag(_NAME.format(key), manifest, MANIFEST)

@@ -12,34 +12,45 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from shipway.artifacts import Descriptor, Digest, Image
+from shipway.artifacts import Descriptor, Digest
 from shipway.errors import ImageCorrupt, ImageMissing, PushError
 from shipway.oci import compose
+from shipway.oci.archive import pieces
+from shipway.oci.compose import Source
+from shipway.oci.images import DOCUMENT_BYTES, Advance, counted, described, ignore
+from shipway.oci.referrers import name_for, subject_of
 from shipway.oci.staging import locked, staging, write_whole, writing
 
-_DOCUMENT_BYTES = 4 << 20  # manifests and configurations; registries refuse longer ones too
 _NAME = "org.opencontainers.image.ref.name"
 
 
 class Layout:
-    """A layout at `folder`, which appears with the first write."""
+    """A layout at `folder`, which appears with the first write: `Images` on disk."""
+
+    jobs = 1  # one disk
+    shared = False
 
     def __init__(self, folder: Path) -> None:
         """Use the layout at `folder`."""
         self.folder = folder
 
+    @property
+    def repository(self) -> str:
+        """See `Images.repository`."""
+        return f"layout:{self.folder}"
+
     def path(self, digest: Digest) -> Path:
         """Return where a blob lies, or would."""
         return self.folder / "blobs" / "sha256" / digest.hex
 
-    def has(self, digest: Digest, size_bytes: int) -> bool:
-        """Tell whether the blob is there with this size; its bytes are checked when they are read."""
+    def has(self, blob: Descriptor) -> bool:
+        """See `Images.has`; the bytes are checked when they are read."""
         try:
-            return self.path(digest).stat().st_size == size_bytes
+            return self.path(blob.digest).stat().st_size == blob.size_bytes
         except FileNotFoundError:
             return False
 
@@ -51,42 +62,55 @@ class Layout:
             message = f"there is no {digest} in {self.folder}"
             raise ImageMissing(message) from error
 
+    def pieces(self, blob: Descriptor) -> Iterator[bytes]:
+        """See `Images.pieces`."""
+        hashed, size_bytes = hashlib.sha256(), 0
+        with self.open(blob.digest):
+            for piece in pieces(self.path(blob.digest)):
+                hashed.update(piece)
+                size_bytes += len(piece)
+                yield piece
+        if (hashed.hexdigest(), size_bytes) != (blob.digest.hex, blob.size_bytes):
+            raise _corrupt(self.path(blob.digest), "its bytes have another digest")
+
     def read(self, digest: Digest) -> bytes:
-        """Return a manifest or configuration, verified; raises `ImageMissing`, `ImageCorrupt`."""
+        """See `Images.read`."""
         with self.open(digest) as file:
-            data = file.read(_DOCUMENT_BYTES + 1)
-        if len(data) > _DOCUMENT_BYTES or Digest.of(data) != digest:
+            data = file.read(DOCUMENT_BYTES + 1)
+        if len(data) > DOCUMENT_BYTES or Digest.of(data) != digest:
             raise _corrupt(self.path(digest), "its bytes have another digest")
         return data
 
-    def image(self, digest: Digest) -> Image:
-        """Return an image that shipway composed; raises `ImageMissing`, `ImageCorrupt`."""
-        manifest = self.read(digest)
-        try:
-            config = self.read(compose.config_descriptor(manifest).digest)
-            return compose.parse(manifest, config)
-        except (ValueError, KeyError, TypeError) as error:
-            raise _corrupt(self.path(digest), f"not an image that shipway composed ({error})") from error
-
-    def add(self, descriptor: Descriptor, pieces: Iterable[bytes]) -> int:
-        """Store a blob unless it is there; return the bytes written.
-
-        `pieces` is not touched when the blob is there. Raises `PushError` when they are not
-        what the descriptor says, and when they cannot be written.
-        """
-        if self.has(descriptor.digest, descriptor.size_bytes):
+    def add(
+        self,
+        blob: Descriptor,
+        source: Source,
+        *,
+        origins: Sequence[str] = (),  # noqa: ARG002 - a layout has nowhere to mount from
+        advance: Advance = ignore,
+        anew: bool = False,
+    ) -> int:
+        """See `Images.add`."""
+        if self.has(blob) and not anew:
             return 0
         self._begin()
-        path = self.path(descriptor.digest)
-        with writing(path, descriptor.size_bytes), staging(self.folder) as folder:
-            fresh = folder / descriptor.digest.hex
+        path = self.path(blob.digest)
+        with writing(path, blob.size_bytes), staging(self.folder) as folder:
+            fresh = folder / blob.digest.hex
             with fresh.open("wb") as file:
-                digest, size_bytes = _copy(pieces, file, descriptor.size_bytes)
-            if (digest, size_bytes) != (descriptor.digest, descriptor.size_bytes):
-                message = f"{descriptor.digest} of {descriptor.size_bytes} bytes was promised, {digest.short} of "
+                digest, size_bytes = _copy(counted(source(), advance), file, blob.size_bytes)
+            if (digest, size_bytes) != (blob.digest, blob.size_bytes):
+                message = f"{blob.digest} of {blob.size_bytes} bytes was promised, {digest.short} of "
                 raise PushError(message + f"{size_bytes} bytes came; nothing was stored")
             fresh.replace(path)
         return size_bytes
+
+    def abandon(self) -> None:
+        """See `Images.abandon`; whoever writes here meets its `advance` soon enough."""
+
+    def put(self, manifest: bytes, media_type: str) -> int:
+        """See `Images.put`; that its blobs are there is the caller's to see to."""
+        return self.add(described(manifest, media_type), lambda: [manifest])
 
     def _begin(self) -> None:
         marker = self.folder / "oci-layout"
@@ -96,16 +120,35 @@ class Layout:
                 blobs.mkdir(parents=True, exist_ok=True)
             write_whole(marker, b'{"imageLayoutVersion":"1.0.0"}')
 
-    def tag(self, name: str, digest: Digest, size_bytes: int) -> None:
-        """Let `name` mean this manifest and no other; raises `PushError`, `ImageCorrupt`."""
-        entry = {"mediaType": compose.MANIFEST, "digest": digest, "size": size_bytes, "annotations": {_NAME: name}}
+    def tag(self, name: str, manifest: bytes, media_type: str) -> None:
+        """See `Images.tag`; raises `PushError`, `ImageCorrupt`."""
+        about = {"mediaType": media_type, "digest": Digest.of(manifest), "size": len(manifest)}
         with self._index_locked():
-            others = [old for old in self._index() if old.get("annotations", {}).get(_NAME) != name]
-            self._write_index([*others, entry])
+            others = [old for old in self._index() if _name(old) != name]
+            self._write_index([*others, {**about, "annotations": {_NAME: name}}])
+
+    def tagged(self, name: str) -> Digest | None:
+        """See `Images.tagged`."""
+        return self.tags().get(name)
+
+    def names(self) -> Iterator[str]:
+        """See `Images.names`."""
+        yield from self.tags()
+
+    def delete(self, digest: Digest) -> None:
+        """See `Images.delete`; `prune` collects."""
+        with self._index_locked():
+            self._write_index([entry for entry in self._index() if entry["digest"] != digest])
+            self.path(digest).unlink(missing_ok=True)
+
+    def examined(self) -> str:
+        """See `Images.examined`."""
+        images = {digest for name, digest in self.tags().items() if not subject_of(name)}
+        return f"{len(images)} in {self.folder}"
 
     def tags(self) -> dict[str, Digest]:
-        """Return every name with its manifest; raises `ImageCorrupt`."""
-        named = ((entry.get("annotations", {}).get(_NAME), entry) for entry in self._index())
+        """Return every name with its manifest, the one that was given last at the end; raises `ImageCorrupt`."""
+        named = ((_name(entry), entry) for entry in self._index())
         return {name: Digest(entry["digest"]) for name, entry in named if name}
 
     def _index(self) -> list[dict[str, Any]]:
@@ -133,24 +176,51 @@ class Layout:
         return locked(self._lock("blobs"), shared=True)
 
     def prune(self, keep: Collection[Digest]) -> int:
-        """Delete all that the manifests in `keep` do not need; return the bytes freed.
+        """Delete all that the manifests in `keep`, and what is attached to them, do not need; return the bytes freed.
 
         Does nothing while somebody pushes.
         """
         with contextlib.suppress(BlockingIOError), locked(self._lock("blobs"), wait=False), self._index_locked():
-            needed = {name for digest in keep for name in self._closure(digest)}
-            self._write_index([entry for entry in self._index() if entry["digest"] in keep])
-            blobs = [(blob.stat().st_size, blob) for blob in (self.folder / "blobs" / "sha256").glob("*")]
             # The small ones first: an image half deleted has then lost its manifest, and is believed by nobody.
-            spare = sorted(pair for pair in blobs if pair[1].name not in needed)
+            spare = sorted(self._spare(keep))
+            names = {name_for(digest) for digest in keep}
+            self._write_index([old for old in self._index() if old["digest"] in keep or _name(old) in names])
             for _, blob in spare:
                 blob.unlink()
             return sum(size for size, _ in spare)
         return 0
 
-    def _closure(self, digest: Digest) -> set[str]:
-        image = self.image(digest)
-        return {digest.hex, Digest.of(image.config).hex, *(layer.descriptor.digest.hex for layer in image.layers)}
+    def spare_bytes(self, keep: Collection[Digest]) -> int:
+        """Return how many bytes `prune` would free now."""
+        return sum(size for size, _ in self._spare(keep))
+
+    def _spare(self, keep: Collection[Digest]) -> list[tuple[int, Path]]:
+        tags = self.tags()
+        attached = [tags[name] for digest in keep if (name := name_for(digest)) in tags]
+        needed = {hexadecimal for digest in keep for hexadecimal in self._reached(digest)}
+        for digest in attached:
+            needed |= {digest.hex}
+            with contextlib.suppress(ImageMissing, ImageCorrupt):  # nobody runs what is attached
+                needed |= set(self._reached(digest))
+        blobs = (self.folder / "blobs" / "sha256").glob("*")
+        return [(blob.stat().st_size, blob) for blob in blobs if blob.name not in needed]
+
+    def _reached(self, digest: Digest) -> Iterator[str]:
+        """Yield a manifest's or an index' blob and all that it names; raises `ImageMissing`, `ImageCorrupt`."""
+        yield digest.hex
+        try:
+            document = json.loads(self.read(digest))
+            inner = [Digest(entry["digest"]) for entry in document.get("manifests", ())]
+            blobs = [*document.get("layers", ()), *([document["config"]] if "config" in document else [])]
+            yield from [Digest(entry["digest"]).hex for entry in blobs]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _corrupt(self.path(digest), f"no manifest ({error})") from error
+        for each in inner:
+            yield from self._reached(each)
+
+
+def _name(entry: Mapping[str, Any]) -> Any:
+    return entry.get("annotations", {}).get(_NAME)
 
 
 def _copy(pieces: Iterable[bytes], file: IO[bytes], limit: int) -> tuple[Digest, int]:

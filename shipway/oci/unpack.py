@@ -1,6 +1,6 @@
 """Turn an image's own layers into a folder that this machine can run from.
 
-Owns `layers/`, each layer unpacked once, and `versions/`, each image's layers linked
+Owns `layers/`, each layer fetched and unpacked once, and `versions/`, each image's layers linked
 together. Unpacks no base, follows no link, writes nothing outside of its folders, whatever
 a tar says. A folder appears by one rename, so one that is there is whole. Knows nothing of
 how versions are started.
@@ -13,19 +13,39 @@ import shutil
 import stat
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from shipway.artifacts import Image, Layer
-from shipway.console import Tell
+from shipway.console import Tell, size
 from shipway.errors import ImageCorrupt
 from shipway.oci.archive import CHUNK, NotAsSaid, members
+from shipway.oci.compose import CONFIG, MANIFEST
+from shipway.oci.images import Images, described
 from shipway.oci.layout import Layout
 from shipway.oci.staging import staging, writing
 from shipway.proc import Run
 from shipway.tarball import link_stays_inside
 
 _ROOT = "srv"
+
+
+def fetch(image: Image, images: Images, layout: Layout, tell: Tell) -> None:
+    """Copy what of an image's own layers the layout lacks, and its documents last; the base is not needed here.
+
+    Raises `ImageMissing`, `ImageCorrupt`, and `PushError` when the disk is full.
+    """
+    config = described(image.config, CONFIG)
+    with layout.pushing():
+        for layer in (layer for layer in image.layers if layer.part != "base"):
+            blob = layer.descriptor
+            if not layout.has(blob):
+                tell.say("rollout", f"fetching {layer.part} {layer.title}, {size(blob.size_bytes)}")
+            with tell.progress("rollout", layer.title, blob.size_bytes) as advance:
+                layout.add(blob, partial(images.pieces, blob), advance=advance)
+        layout.add(config, lambda: [image.config])
+        layout.put(image.manifest, MANIFEST)
 
 
 def unpack(layout: Layout, image: Image, state: Path, *, proc: Run, tell: Tell) -> Path:
@@ -75,7 +95,7 @@ def _unpack_layers(missing: Sequence[Layer], layout: Layout, layers: Path, folde
     for layer, tree in trees.items():
         tree.mkdir()
         _extract(layer, layout, tree)
-    _compile([tree for layer, tree in trees.items() if layer.part == "dependencies"], proc)
+    _compile([tree for layer, tree in trees.items() if layer.part in {"dependencies", "dockerfile"}], proc)
     for layer, tree in trees.items():
         _appear(tree, _folder(layers, layer))
 
@@ -96,7 +116,11 @@ def _extract(layer: Layer, layout: Layout, tree: Path) -> None:
         with layout.open(layer.descriptor.digest) as blob:
             for path, info, content in members(blob, layer):
                 if path.parts[:1] != (_ROOT,):
+                    if layer.part == "dockerfile":
+                        continue  # it holds its base too
                     raise _refused(path, "lies outside of /srv")
+                if path.name.startswith(".wh."):
+                    raise _refused(path, "deletes what a layer below it holds, which is followed in a container alone")
                 if info.isdir():
                     (tree / path).mkdir(parents=True, exist_ok=True)
                 elif content and not info.issparse():

@@ -72,7 +72,7 @@ class Dependencies:
     """The layers of a hash-locked requirements file, installed only when they must be."""
 
     def __init__(self, lock: bytes, target: Target, *, scratch: Path, known: Known, proc: Run) -> None:
-        """Take the lock's bytes; install below `scratch`."""
+        """Take the lock's bytes; install below `scratch`. `key` stands for all that decides what comes out."""
         if target.platform not in _UV_PLATFORMS:
             raise ImageError(f"{target.platform} is not a platform that wheels are made for here")
         self._lock = lock
@@ -80,19 +80,17 @@ class Dependencies:
         self._scratch = scratch
         self._known = known
         self._proc = proc
-        self._key = fingerprint(
-            "dependencies", Digest.of(lock), target.python, target.platform, installed_version("uv")
-        )
+        self.key = fingerprint("dependencies", Digest.of(lock), target.python, target.platform, installed_version("uv"))
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers, big wheels one by one and the small ones together.
 
         Raises `DependenciesFailed` when uv cannot install the lock.
         """
-        layers = self._known.load(self._key)
+        layers = self._known.load(self.key)
         if layers is None:
             layers = tuple(_measured(title, entries) for title, entries in self._installed.items())
-            self._known.save(self._key, layers)
+            self._known.save(self.key, layers)
         return layers
 
     def source(self, layer: Layer) -> Source:
@@ -104,7 +102,7 @@ class Dependencies:
                 hashed.update(piece)
                 yield piece
             if hashed.hexdigest() != layer.diff_id.hex:
-                self._known.forget(self._key)
+                self._known.forget(self.key)
                 message = f"the wheels of layer {layer.title!r} are not those of the last time"
                 raise DependenciesFailed(message, advice="run again: the layers are then made anew")
 

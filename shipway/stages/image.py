@@ -7,7 +7,7 @@ and starts neither uv nor a download. Writes nothing but its cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from shipway.config import Settings
 from shipway.console import Tell, size
 from shipway.errors import DirtyTree, ImageError
 from shipway.oci import compose as parts
-from shipway.oci.base import read_base
+from shipway.oci import docker, dockerfile
+from shipway.oci.base import OpenImages, read_base
 from shipway.oci.compose import Composed
-from shipway.oci.layers import Known, app
+from shipway.oci.images import Images
+from shipway.oci.layers import Known, app, recall
 from shipway.oci.staging import sweep
 from shipway.oci.wheels import Dependencies, Target
 from shipway.proc import Run
+from shipway.tarball import Entry
 
 STAGE = "image"
 
@@ -34,43 +37,77 @@ def compose(
     snapshot: Snapshot,
     model: Model,
     model_bytes: Callable[[Model], Iterable[bytes]],
+    model_objects: Callable[[Model], Iterable[Entry]],
+    images: Images,
+    open_images: OpenImages,
     cache: Path,
+    environ: Mapping[str, str],
     proc: Run,
     tell: Tell,
     allow_dirty: bool,
 ) -> Composed:
     """Compose the image of a snapshot and a model.
 
-    Raises `DirtyTree` unless `allow_dirty`, `BaseRefused`, `DependenciesFailed`, `ImageError`.
+    Raises `DirtyTree` unless `allow_dirty`, `BaseRefused`, `DependenciesFailed`, `ImageError`;
+    where a Dockerfile is to be built, `DockerMissing` and what `images` raises.
     """
     if snapshot.dirty and not allow_dirty:
         raise DirtyTree("tracked files are changed, so nobody could make this image again")
     _warn_of_untracked(settings, checkout, tell)
     sweep(cache)
-    known, target = Known(cache / "layers"), Target.of(settings.image)
-    base, sources = read_base(settings.image.base, root=checkout.root, platform=target.platform, known=known)
+    known, target = Known(cache / "layers", partial(recall, images)), Target.of(settings.image)
+    read = partial(read_base, target=target, root=checkout.root, known=known, images=images, open_images=open_images)
+    build = partial(docker.built, connect=partial(docker.daemon, environ), images=images, cache=cache, tell=tell)
     lock = _lock(settings, checkout, snapshot)
+    if settings.image.builder == "docker":
+        recipe = dockerfile.whole(
+            checkout, snapshot.tree, target, settings.image.build_args, model=model, objects=model_objects
+        )
+        ground = read(str(build(recipe)), is_whole=True)
+        image = parts.adopt(ground.base, model=model, settings=settings, snapshot=snapshot)
+        tell.say(STAGE, _summary(image))
+        return Composed(image=image, lock=lock, sources=ground.sources, known=ground.known)
+    base = settings.image.base
+    if base == dockerfile.NAME:
+        base = str(build(dockerfile.base(checkout, snapshot.tree, target, settings.image.build_args)))
+    ground = read(base)
     dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
     app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
     image = parts.compose(
-        base, dependencies=dependencies.layers(), model=model, app=app_layer, settings=settings, snapshot=snapshot
+        ground.base,
+        dependencies=dependencies.layers(),
+        model=model,
+        app=app_layer,
+        settings=settings,
+        snapshot=snapshot,
     )
     tell.say(STAGE, _summary(image))
     return Composed(
         image=image,
         sources={
-            **sources,
+            **ground.sources,
             **{layer.descriptor.digest: dependencies.source(layer) for layer in dependencies.layers()},
             model.layer.digest: partial(model_bytes, model),
             app_layer.descriptor.digest: app_source,
         },
+        origins=ground.origins,
+        known={**ground.known, dependencies.key: dependencies.layers()},
+        lock=lock,
     )
 
 
 def recombine(code: Image, model: Image) -> Composed:
-    """Return `code` with the model of another image: only its documents are new."""
+    """Return `code` with the model of another image: only its documents are new.
+
+    Raises `ImageError` where one of them is of one piece.
+    """
+    if any(layer.part == "dockerfile" for layer in (*code.layers, *model.layers)):
+        raise ImageError(
+            "an image that a whole Dockerfile made is of one piece: its model cannot be exchanged",
+            advice="invoke rollback goes back with code and model",
+        )
     layer = next(layer for layer in model.layers if layer.part == "model")
-    return Composed(image=parts.with_model(code, parts.model(model), layer), sources={})
+    return Composed(image=parts.with_model(code, parts.model(model), layer))
 
 
 def _warn_of_untracked(settings: Settings, checkout: Checkout, tell: Tell) -> None:
@@ -87,5 +124,6 @@ def _lock(settings: Settings, checkout: Checkout, snapshot: Snapshot) -> bytes:
 
 
 def _summary(image: Image) -> str:
-    named = ", ".join(f"{part} {size(image.size_bytes(part))}" for part in ("dependencies", "model", "app"))
+    ours = dict.fromkeys(layer.part for layer in image.layers if layer.part != "base")
+    named = ", ".join(f"{part} {size(image.size_bytes(part))}" for part in ours)
     return f"build {image.build}: {named}"

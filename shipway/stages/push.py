@@ -1,20 +1,28 @@
-"""Stage `push`: an image into the OCI layout, moving only what is not there.
+"""Stage `push`: an image to where images live, moving only what is not there.
 
-Blobs first, then the configuration and the manifest, all read back, the names last: until
-then nobody can meet the image. Run again after anything: what arrived is not sent twice.
+Blobs first, several at once; then the configuration and the manifest, all read back; the
+names last: until then nobody can meet the image. Run again after anything: what arrived is
+not sent twice. Knows not whether it is a registry or a layout on disk.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 
-from shipway.artifacts import Descriptor, Digest, Image, ImageRef, Layer
+from shipway.artifacts import Descriptor, Image, ImageRef, Layer
 from shipway.console import Tell, size
-from shipway.errors import ImageMissing
+from shipway.errors import BlobsLost, ImageMissing, Interrupted
 from shipway.oci.compose import CONFIG, MANIFEST, Composed, Source
-from shipway.oci.layout import Layout
+from shipway.oci.evidence import Evidence, lacking
+from shipway.oci.images import EMPTY, EMPTY_TYPE, Advance, Images, described, read_image
+from shipway.oci.layers import remember
+from shipway.oci.referrers import attach
 
 STAGE = "push"
 DOCUMENTS = "documents"  # beside the four parts: configuration and manifest
@@ -22,7 +30,7 @@ DOCUMENTS = "documents"  # beside the four parts: configuration and manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """How much was written, and how much was there."""
+    """How much was sent, and how much was there."""
 
     bytes_sent: int
     bytes_reused: int
@@ -34,82 +42,151 @@ class _Blob:
     title: str
     descriptor: Descriptor
     source: Source
+    origins: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.title if self.part == DOCUMENTS else f"{self.part} {self.title}"
 
 
-def push(composed: Composed, *, layout: Layout, tags: Sequence[str], tell: Tell) -> tuple[ImageRef, Sent]:
-    """Write what the layout lacks, read all back, then let `tags` mean this image.
+def push(
+    composed: Composed,
+    *,
+    images: Images,
+    tags: Sequence[str],
+    tell: Tell,
+    evidence: Evidence | None = None,
+    clock: Callable[[], float] = time.time,
+) -> tuple[ImageRef, Sent]:
+    """Send what is lacking, read all back, attach the evidence, then let `tags` mean this image.
 
     Raises `PushError`; `ImageMissing` when a layer is lacking that nobody can make.
     """
     image, blobs = composed.image, _blobs(composed)
-    with layout.pushing():
-        sent = sum(_send(blob, layout, tell) for blob in blobs)
-        _read_back(image, layout)
+    manifest = described(image.manifest, MANIFEST)
+    with images.pushing():
+        sent = _send(blobs, images, tell)
+        try:
+            named = images.put(image.manifest, MANIFEST)
+        except BlobsLost as lost:
+            tell.warn(f"{lost.message}; sending it again")
+            sent += _send([blob for blob in blobs if lost.concerns(blob.descriptor.digest)], images, tell, anew=True)
+            named = images.put(image.manifest, MANIFEST)
+        if named:
+            tell.say(STAGE, f"manifest, {size(named)}")
+        sent += named
+        _read_back(image, images)
+        if evidence:
+            sent += _attach(evidence, image, images, tell, clock())
+        if images.shared:
+            for key, layers in composed.known.items():
+                remember(images, key, layers)
         for tag in tags:
-            tell.say(STAGE, f"tag {tag}")
-            layout.tag(tag, image.digest, len(image.manifest))
-    total = sum(blob.descriptor.size_bytes for blob in blobs)
-    ref = ImageRef(repository=f"layout:{layout.folder}", digest=image.digest)
-    tell.say(STAGE, f"{size(sent)} written, {size(total - sent)} were there: {ref}")
-    return ref, Sent(bytes_sent=sent, bytes_reused=total - sent)
+            if images.tagged(tag) != image.digest:
+                tell.say(STAGE, f"tag {tag}")
+                images.tag(tag, image.manifest, MANIFEST)
+    total = sum(blob.descriptor.size_bytes for blob in blobs) + manifest.size_bytes
+    ref = ImageRef(repository=images.repository, digest=image.digest)
+    tell.say(STAGE, f"{size(sent)} sent, {size(max(0, total - sent))} were there: {ref}")
+    return ref, Sent(bytes_sent=sent, bytes_reused=max(0, total - sent))
 
 
-def plan(composed: Composed, *, layout: Layout) -> dict[str, int]:
-    """Return the bytes that a push would write now, for each part and for the documents."""
+def plan(composed: Composed, *, images: Images) -> dict[str, int]:
+    """Return the bytes that a push would send now, for each part and for the documents."""
     moves = dict.fromkeys(("base", "dependencies", "model", "app", DOCUMENTS), 0)
-    for blob in _blobs(composed):
-        if not layout.has(blob.descriptor.digest, blob.descriptor.size_bytes):
-            moves[blob.part] += blob.descriptor.size_bytes
+    manifest = described(composed.image.manifest, MANIFEST)
+    for blob in (*_blobs(composed), _document("manifest", manifest, composed.image.manifest)):
+        if not images.has(blob.descriptor):
+            moves[blob.part] = moves.get(blob.part, 0) + blob.descriptor.size_bytes
     return moves
 
 
 def _blobs(composed: Composed) -> list[_Blob]:
-    """Return everything to push, what others point at first."""
+    """Return everything to push but the manifest, which names it all."""
     image = composed.image
-    layers = {layer.descriptor.digest: layer for layer in image.layers}.values()
+    layers = {layer.descriptor.digest: layer for layer in image.layers}
     return [
         *(
             _Blob(
                 part=layer.part,
                 title=layer.title,
                 descriptor=layer.descriptor,
-                source=composed.sources.get(layer.descriptor.digest, partial(_nobody_can_make, layer)),
+                source=composed.sources.get(digest, partial(_nobody_can_make, layer)),
+                origins=(composed.origins[digest],) if digest in composed.origins else (),
             )
-            for layer in layers
+            for digest, layer in layers.items()
         ),
-        _document("config", CONFIG, image.config),
-        _document("manifest", MANIFEST, image.manifest),
+        _document("config", described(image.config, CONFIG), image.config),
     ]
 
 
 def _nobody_can_make(layer: Layer) -> Iterable[bytes]:
-    message = f"the {layer.part} layer {layer.title!r} ({layer.descriptor.digest}) is not in the layout any more"
+    message = f"the {layer.part} layer {layer.title!r} ({layer.descriptor.digest}) is not there any more"
     raise ImageMissing(message)
 
 
-def _document(title: str, media_type: str, data: bytes) -> _Blob:
-    descriptor = Descriptor(media_type=media_type, digest=Digest.of(data), size_bytes=len(data))
+def _document(title: str, descriptor: Descriptor, data: bytes) -> _Blob:
     return _Blob(part=DOCUMENTS, title=title, descriptor=descriptor, source=lambda: [data])
 
 
-def _send(blob: _Blob, layout: Layout, tell: Tell) -> int:
-    size_bytes = blob.descriptor.size_bytes
-    if layout.has(blob.descriptor.digest, size_bytes):
+def _send(blobs: Sequence[_Blob], images: Images, tell: Tell, *, anew: bool = False) -> int:
+    """Send what is lacking, several blobs at once; what goes wrong first ends the others and is raised."""
+    stop = threading.Event()
+
+    def send(blob: _Blob) -> int:
+        with tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance:
+            return images.add(
+                blob.descriptor,
+                partial(_begun, blob, tell),
+                origins=blob.origins,
+                advance=partial(_unless_stopped, stop, advance),
+                anew=anew,
+            )
+
+    with _several(images, stop) as pool:
+        return sum(future.result() for future in as_completed([pool.submit(send, blob) for blob in blobs]))
+
+
+@contextlib.contextmanager
+def _several(images: Images, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
+    """Give threads for one errand; what goes wrong in it, or a signal, ends them all at once."""
+    with ThreadPoolExecutor(images.jobs, thread_name_prefix=STAGE) as pool:
+        try:
+            yield pool
+        except BaseException:
+            stop.set()
+            images.abandon()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begun(blob: _Blob, tell: Tell) -> Iterable[bytes]:
+    """Give a blob's bytes; that somebody asks for them means that they are lacking."""
+    tell.say(STAGE, f"{blob.label}, {size(blob.descriptor.size_bytes)}")
+    return blob.source()
+
+
+def _unless_stopped(stop: threading.Event, advance: Advance, count: int) -> None:
+    if stop.is_set():
+        raise Interrupted("another layer failed, or a signal came")
+    advance(count)
+
+
+def _attach(evidence: Evidence, image: Image, images: Images, tell: Tell, now_s: float) -> int:
+    """Attach what is not there, or was said too long ago; return the bytes sent."""
+    attachments = lacking(images, image, evidence, now_s=now_s)
+    if not attachments:
         return 0
-    label = blob.title if blob.part == DOCUMENTS else f"{blob.part} {blob.title}"
-    tell.say(STAGE, f"{label}, {size(size_bytes)}")
-    with tell.progress(STAGE, label, size_bytes) as advance:
-        return layout.add(blob.descriptor, _counted(blob.source(), advance))
+    blobs = [_document(each.kind, each.blob, each.data) for each in attachments]
+    sent = _send([*blobs, _document("empty", described(EMPTY, EMPTY_TYPE), EMPTY)], images, tell)
+    return sent + attach(images, described(image.manifest, MANIFEST), attachments)
 
 
-def _counted(pieces: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
-    for piece in pieces:
-        yield piece
-        advance(len(piece))
-
-
-def _read_back(image: Image, layout: Layout) -> None:
-    for layer in layout.image(image.digest).layers:
-        if not layout.has(layer.descriptor.digest, layer.descriptor.size_bytes):
+def _read_back(image: Image, images: Images) -> None:
+    layers = read_image(images, image.digest).layers
+    with _several(images, threading.Event()) as pool:
+        there = list(pool.map(images.has, [layer.descriptor for layer in layers]))
+    for layer, is_there in zip(layers, there, strict=True):
+        if not is_there:
             message = f"{layer.part} layer {layer.title!r} ({layer.descriptor.digest}) vanished while it was pushed"
-            raise ImageMissing(message, advice="run again: it is then written anew")
+            raise ImageMissing(message, advice="run again: it is then sent anew")

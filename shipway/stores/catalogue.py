@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from shipway.stores import durable, golden, manifest, safety
 from shipway.stores.cache import Cache
 from shipway.stores.manifest import File, Golden, LayerSize, ModelVersion, Move
 from shipway.stores.objects import Store, Stored
+from shipway.tarball import Entry
 
 LATEST = "latest"
 _CARD = "card.md"
@@ -217,14 +219,22 @@ class Catalogue:
 
     def layer_bytes(self, model: Model, *, cache: Path) -> Iterator[bytes]:
         """Yield the model's image layer; raises `ModelCorrupt` at the end of a file that is not the promised one."""
-        held = Cache(cache)
+        return manifest.layer(model.files, model.digest, partial(self._read, model, cache=cache))
 
-        def read(file: ModelFile) -> Iterable[bytes]:
-            found = held.find(file)
-            wrong = ModelCorrupt(f"{file.path} in {self}: the bytes that came are not those of {file.digest}")
-            return durable.read(found) if found else _promised(self._stream(model, file, 0), file, wrong)
+    def objects(self, model: Model, *, cache: Path) -> Iterator[Entry]:
+        """Yield the objects that a store of this version alone would hold; their bytes raise as `layer_bytes` does."""
+        key = _manifest(model.name, model.version)
+        if (stored := self._store.read(key)) is None:
+            raise ModelMissing(f"{self} has no {key} any more")
+        yield Entry(path=key, size_bytes=len(stored.data), read=lambda: [stored.data])
+        for file in {file.digest: file for file in model.files}.values():
+            read = partial(self._read, model, file, cache=cache)
+            yield Entry(path=_blob(model.name, file), size_bytes=file.size_bytes, read=read)
 
-        return manifest.layer(model.files, model.digest, read)
+    def _read(self, model: Model, file: ModelFile, *, cache: Path) -> Iterable[bytes]:
+        found = Cache(cache).find(file)
+        wrong = ModelCorrupt(f"{file.path} in {self}: the bytes that came are not those of {file.digest}")
+        return durable.read(found) if found else _promised(self._stream(model, file, 0), file, wrong)
 
     # -- aliases -------------------------------------------------------------------------
 

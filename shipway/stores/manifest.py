@@ -130,6 +130,7 @@ class ModelVersion(_Part):
             layer=Descriptor(
                 media_type=LAYER_MEDIA_TYPE, digest=Digest(self.layer.digest), size_bytes=self.layer.size_bytes
             ),
+            metrics=self.metrics,
         )
 
 

@@ -1,7 +1,7 @@
 """Compose and push the image of a checkout, in a process of its own; prints one JSON line.
 
 Usage: `image_driver.py CHECKOUT STATE [--flags]`; with `--die-at N` the process kills itself
-at the N-th line that the stages tell.
+at the N-th line that the stages tell; with `--repository HOST/NAME` it pushes to a registry.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import io
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 from shipway.artifacts import Descriptor, Digest, Model, ModelFile
 from shipway.checkout import Checkout
-from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
+from shipway.config import ImageSettings, ModelSettings, ProjectSettings, PushSettings, ServiceSettings, Settings
 from shipway.console import Console
 from shipway.errors import ShipwayError
 from shipway.oci.compose import TAR
+from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
 from shipway.oci.unpack import unpack
-from shipway.proc import Proc
+from shipway.proc import Proc, signals_as_errors
 from shipway.stages import image as image_stage
 from shipway.stages import push as push_stage
 from shipway.tarball import Entry, collect
@@ -74,9 +76,11 @@ def main() -> int:
     options.add_argument("--model-size", type=int, default=100)
     options.add_argument("--base", default="scratch")
     options.add_argument("--die-at", type=int, default=0)
+    options.add_argument("--repository", default="layout")
     asked = options.parse_args()
     try:
-        answer = run(asked)
+        with signals_as_errors():
+            answer = run(asked)
     except ShipwayError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))  # noqa: T201 - its result
         return error.code
@@ -87,7 +91,9 @@ def main() -> int:
 def run(asked: argparse.Namespace) -> dict[str, object]:
     """Compose, push, unpack; return what came out."""
     proc, tell = Proc(), Mortal(asked.die_at)
-    checkout, layout = Checkout(asked.checkout, proc), Layout(asked.state / "images")
+    open_images = partial(_open_images, root=asked.checkout, proc=proc, tell=tell)
+    images = Layout(asked.state / "images") if asked.repository == "layout" else open_images(asked.repository)
+    checkout = Checkout(asked.checkout, proc)
     chosen, layer = model(asked.model, asked.model_size)
     composed = image_stage.compose(
         settings(asked.base),
@@ -95,14 +101,20 @@ def run(asked: argparse.Namespace) -> dict[str, object]:
         snapshot=checkout.snapshot(),
         model=chosen,
         model_bytes=lambda _: [layer],
+        model_objects=lambda _: [],
+        images=images,
+        open_images=open_images,
         cache=asked.state / "cache",
+        environ=os.environ,
         proc=proc,
         tell=tell,
         allow_dirty=True,
     )
-    planned = push_stage.plan(composed, layout=layout)
-    ref, sent = push_stage.push(composed, layout=layout, tags=["tested"], tell=tell)
-    version = unpack(layout, layout.image(ref.digest), asked.state, proc=proc, tell=tell)
+    planned = push_stage.plan(composed, images=images)
+    ref, sent = push_stage.push(composed, images=images, tags=["tested"], tell=tell)
+    version = ""
+    if isinstance(images, Layout):
+        version = str(unpack(images, read_image(images, ref.digest), asked.state, proc=proc, tell=tell))
     return {
         "digest": ref.digest,
         "build": composed.image.build,
@@ -110,9 +122,17 @@ def run(asked: argparse.Namespace) -> dict[str, object]:
         "planned": planned,
         "layers": {layer.title: layer.descriptor.digest for layer in composed.image.layers},
         "documents": len(composed.image.manifest) + len(composed.image.config),
-        "version": str(version),
+        "version": version,
         "lines": tell.lines,
     }
+
+
+def _open_images(name: str, *, root: Path, proc: Proc, tell: Mortal) -> Images:
+    from shipway.oci.registry import open_repository  # noqa: PLC0415 - brings an HTTP client, which a layout needs not
+
+    return open_repository(
+        name, settings=PushSettings(repository=name), root=root, environ=os.environ, proc=proc, tell=tell
+    )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ ROOT = Path(__file__).parents[2]
 
 LEAVES = {"artifacts", "errors", "console", "proc", "config", "tarball", "checkout", "exchanges", "ledger", "receipts"}
 MAY_IMPORT = {
-    "tasks": LEAVES | {"flow", "doctor", "results", "site"},
-    "flow": LEAVES | {"stages", "stores", "oci", "targets", "results", "site", "turn"},
+    "tasks": LEAVES | {"flow", "upkeep", "doctor", "results", "site"},
+    "flow": LEAVES | {"stages", "stores", "oci", "targets", "results", "site", "turn", "upkeep"},
+    "upkeep": LEAVES | {"oci", "results", "site", "turn"},
     "doctor": LEAVES | {"site"},
     "site": LEAVES | {"stores", "oci", "targets"},
     "turn": LEAVES | {"targets"},
-    "results": LEAVES | {"stores", "targets"},
+    "results": LEAVES | {"stores", "oci", "targets"},
     "stages": LEAVES | {"stores", "oci", "targets"},
     "stores": LEAVES | {"stores"},
     "oci": LEAVES | {"oci"},

@@ -99,3 +99,20 @@ def test_load_raises_a_clear_error_when_the_file_is_broken(tmp_path: Path, text:
 def test_load_says_so_when_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no release\.toml"):
         load(tmp_path, environment=None, environ={})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "table", "key", "value"),
+    [
+        ("SHIPWAY_IMAGE_PYTHON", "3.13", "image", "python", "3.13"),
+        ("SHIPWAY_LOADCHECK_SECONDS", "2.5", "loadcheck", "seconds", 2.5),
+        ("SHIPWAY_TEST_COMMAND", '["pytest", "-q"]', "test", "command", ("pytest", "-q")),
+        ("SHIPWAY_IMAGE_BUILD_ARGS", '{ PYTHON_IMAGE = "mine" }', "image", "build_args", {"PYTHON_IMAGE": "mine"}),
+    ],
+)
+def test_variable_has_the_type_of_its_setting_when_it_is_text_or_toml(
+    tmp_path: Path, variable: str, text: str, table: str, key: str, value: object
+) -> None:
+    loaded = load(_project(tmp_path), environment=None, environ={variable: text})
+
+    assert getattr(getattr(loaded.settings, table), key) == value

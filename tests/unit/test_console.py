@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,34 @@ def test_live_stays_on_one_line_when_the_text_is_longer_than_the_terminal(monkey
     Console(io.StringIO(), err).live("test", "a line of a suite that says much")
 
     assert err.getvalue() == "\r\x1b[2Ktest      a line of"
+
+
+def test_progress_shares_one_line_when_blobs_move_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    err = _Terminal()
+    console = Console(io.StringIO(), err)
+
+    with console.progress("push", "model", 100) as model, console.progress("push", "app", 60) as app:
+        model(50)
+        app(30)
+
+    first, second, *rest = err.getvalue().split("\r\x1b[2K")[1:]
+    assert first == "push      ████████░░░░░░░░ model 50 B of 100 B"
+    assert second == "push      ████████░░░░░░░░ model 50 B of 100 B, app 30 B of 60 B"
+    assert rest == [""]
+
+
+def test_progress_loses_no_byte_and_no_line_when_many_threads_tell() -> None:
+    err = io.StringIO()
+    console = Console(io.StringIO(), err)
+
+    def move(number: int) -> None:
+        with console.progress("push", f"layer {number}", 1000) as advance:
+            for _ in range(1000):
+                advance(1)
+            console.say("push", f"layer {number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(move, range(8)))
+
+    assert sorted(err.getvalue().splitlines()) == [f"push      layer {number}" for number in range(8)]

@@ -16,6 +16,7 @@ from shipway.console import Console
 from shipway.errors import DependenciesFailed, DirtyTree, ImageError
 from shipway.oci import compose
 from shipway.oci.compose import TAR, Composed
+from shipway.oci.layout import Layout
 from shipway.proc import Completed
 from shipway.stages import image as stage
 
@@ -85,7 +86,11 @@ def _compose(
         snapshot=snapshot,
         model=model or _model(1),
         model_bytes=lambda model: [str(model.version).encode()],
+        model_objects=lambda _: [],
+        images=Layout(folder / "images"),
+        open_images=lambda name: Layout(folder / name),
         cache=folder / "cache",
+        environ={},
         proc=tools,
         tell=tell or Console(err=io.StringIO()),
         allow_dirty=allow_dirty,

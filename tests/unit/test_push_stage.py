@@ -13,6 +13,7 @@ from shipway.console import Console
 from shipway.errors import ImageCorrupt, ImageMissing, PushError
 from shipway.oci import compose
 from shipway.oci.compose import TAR, Base, Composed, Source
+from shipway.oci.images import read_image
 from shipway.oci.layout import Layout
 from shipway.stages import push as stage
 
@@ -55,7 +56,7 @@ def _described(data: bytes) -> Descriptor:
 
 def _push(composed: Composed, layout: Layout, *tags: str) -> tuple[str, stage.Sent, list[str]]:
     log = io.StringIO()
-    ref, sent = stage.push(composed, layout=layout, tags=tags, tell=Console(err=log))
+    ref, sent = stage.push(composed, images=layout, tags=tags, tell=Console(err=log))
     return str(ref), sent, log.getvalue().splitlines()
 
 
@@ -88,7 +89,7 @@ def test_push_moves_only_one_layer_and_the_documents_when_only_code_changed(layo
     _push(_composed(b"app"), layout)
     changed = _composed(b"other app")
     documents = len(changed.image.config) + len(changed.image.manifest)
-    planned = stage.plan(changed, layout=layout)
+    planned = stage.plan(changed, images=layout)
 
     _, sent, _ = _push(changed, layout)
 
@@ -117,7 +118,7 @@ def test_recombined_image_costs_its_documents_alone_when_its_layers_are_there(la
     _, sent, _ = _push(Composed(image=mixed, sources={}), layout)
 
     assert sent.bytes_sent == len(mixed.config) + len(mixed.manifest) < 10_000
-    assert layout.image(mixed.digest) == mixed
+    assert read_image(layout, mixed.digest) == mixed
 
 
 def test_push_fails_before_any_name_when_a_layer_cannot_be_made(layout: Layout) -> None:

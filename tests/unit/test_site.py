@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shipway.errors import NotConfigured
+from shipway.errors import ConfigError, NotConfigured
 from shipway.site import Site
 
 SETTINGS = """
@@ -31,7 +31,6 @@ target = "kubernetes"
     ("part", "named"),
     [
         (lambda site: site.catalogue, "az://account/models"),
-        (lambda site: site.layout, "registry.example/thing"),
         (lambda site: site.target, "kubernetes"),
     ],
 )
@@ -55,3 +54,18 @@ def test_open_finds_the_project_from_a_folder_inside(tmp_path: Path) -> None:
     site = Site.open(inside, environment=None, environ={})
 
     assert site.root == tmp_path
+
+
+@pytest.mark.parametrize(("key", "value"), [("PYTHON", '"3.99"'), ("PLATFORM", "linux/arm64")])
+def test_local_target_is_refused_when_the_image_is_for_another_machine(tmp_path: Path, key: str, value: str) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS)
+    site = Site.open(tmp_path, environment=None, environ={f"SHIPWAY_IMAGE_{key}": value})
+
+    with pytest.raises(ConfigError, match=f"this machine's Python .* asks for .*{value.strip(chr(34))}"):
+        site.require_runnable()
+
+
+def test_local_target_is_accepted_when_the_image_is_for_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS)
+
+    Site.open(tmp_path, environment=None, environ={}).require_runnable()

@@ -56,7 +56,7 @@ class Shop:
         stored = gzip.compress(data, mtime=0) if part == "app" else data
         media_type = TAR_GZIP if part == "app" else TAR
         descriptor = Descriptor(media_type=media_type, digest=Digest.of(stored), size_bytes=len(stored))
-        self.layout.add(descriptor, [stored])
+        self.layout.add(descriptor, lambda: [stored])
         return Layer(part=part, title=part, descriptor=descriptor, diff_id=Digest.of(data))
 
     def unpack(self, *layers: Layer) -> Path:

@@ -1,0 +1,380 @@
+"""What it costs to bring a changed service into a registry: `python -m benchmarks.images`.
+
+The sample service with a 241 MB model, beside Dockerfiles and crane: one run, one registry, one
+wire that counts. What is timed are programs from start to end: `invoke push`, which composes
+and pushes, beside `docker build` and `docker push`; no test suite, no rollout. Needs root,
+Docker, Debian's docker-registry and mmdebstrap, crane, and the package index.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import docker
+from uv import find_uv_bin
+
+from benchmarks import Row, middle, report, rivals, run
+from benchmarks.rivals import Docker
+from benchmarks.wire import Moved, Wire, registry
+from shipway import flow
+from shipway.artifacts import Image, ImageRef
+from shipway.console import Console
+from shipway.oci.images import read_image
+from shipway.site import Site
+from shipway.stages import push as push_stage
+from tests.docker.machine import python_image
+
+ROOT = Path(__file__).parents[1]
+_PYTHON = "3.11"
+_MODEL_BYTES, _LARGE_BYTES = 241_000_000, 2_000_000_000
+_ROUNDS, _COLD_ROUNDS = 7, 3
+_PROJECT = ("app", "release.toml", "tasks.py", ".gitignore")
+_LOCK = Path("app", "requirements.txt")
+_BUMPED = "prometheus-client"  # small, and nothing depends on it
+_AUTHOR = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@example.invalid")
+_INLINE_CACHE = ("--build-arg", "BUILDKIT_INLINE_CACHE=1")
+
+
+def main() -> None:
+    """Measure, print the table, write `.shipway/benchmarks-images.json`."""
+    with tempfile.TemporaryDirectory(prefix="shipway-bench-") as folder:
+        commit = _git(ROOT, "rev-parse", "HEAD").strip()
+        report(measure(Path(folder)), ROOT / ".shipway" / "benchmarks-images.json", commit=commit)
+
+
+def measure(folder: Path) -> Iterator[Row]:
+    """Bring the same changes into the registry in each way."""
+    with registry(folder / "registry") as wire, rivals.machine(folder / "machine") as machine:
+        base = _base(machine, wire)
+        model = _weights(folder / "model", _MODEL_BYTES, seed=1)
+        ours = _project(folder, wire, base, model)
+        best = _context(folder / "best", rivals.BEST, model, machine=machine, wire=wire, base=base)
+        original = _context(folder / "original", rivals.ORIGINAL, model, machine=machine, wire=wire, base=base)
+        yield from _first(ours, best, original)
+        yield from _nothing(ours, best)
+        yield from _code(ours, best, original)
+        yield from _code_cold(ours, best, folder)
+        yield from _model(ours, best, _weights(folder / "retrained", _MODEL_BYTES, seed=2))
+        yield from _dependency(ours, best)
+        yield from _large(ours, folder)
+
+
+# -- who is measured ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a release took. `peak_bytes` is the memory of the client's largest process."""
+
+    seconds: float
+    moved: Moved
+    peak_bytes: int
+
+
+def _cost(wire: Wire, release: Callable[[], int]) -> Cost:
+    before, began = wire.moved, time.perf_counter()
+    peak_bytes = release()
+    return Cost(seconds=time.perf_counter() - began, moved=wire.moved - before, peak_bytes=peak_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipway:
+    """A project in git, with a repository, a model store and caches of its own."""
+
+    root: Path
+    wire: Wire
+    environ: dict[str, str]
+
+    def release(self) -> Cost:
+        """Compose and push what is committed."""
+        return _cost(self.wire, lambda: self.invoke("push"))
+
+    def invoke(self, *words: str) -> int:
+        """Run a task; return its peak memory in bytes."""
+        return run([sys.executable, "-m", "invoke", *words], cwd=self.root, env=self.environ)
+
+    def push_stage(self) -> tuple[float, Image]:
+        """Do the same in this process; return the seconds of the push stage alone, and the image."""
+        site = Site.open(self.root, environment=None, environ=self.environ)
+        stage, seconds = push_stage.push, []
+
+        def timed(*args: Any, **kwargs: Any) -> tuple[ImageRef, push_stage.Sent]:
+            began = time.perf_counter()
+            done = stage(*args, **kwargs)
+            seconds.append(time.perf_counter() - began)
+            return done
+
+        with mock.patch.object(push_stage, "push", timed):  # the spine has no clock, and needs none
+            ref = flow.push(replace(site, tell=Console(err=io.StringIO())))
+        return seconds[0], read_image(site.images, ref.digest)
+
+    def commit(self) -> None:
+        """Commit whatever was changed."""
+        _git(self.root, "add", "--all")
+        _git(self.root, *_AUTHOR, "commit", "--quiet", "--message", "Change")
+
+    @contextmanager
+    def elsewhere(self, folder: Path) -> Iterator[Shipway]:
+        """Be a machine that has a clone and nothing else; the store is there, its files are but holes.
+
+        So whoever reads a byte of a model finds another one than was said, and fails.
+        """
+        _git(self.root, "clone", "--quiet", str(self.root), str(folder))
+        (blobs,) = Path(self.environ["SHIPWAY_MODEL_STORE"]).glob("*/blobs/sha256")
+        away = blobs.rename(blobs.with_name("away"))
+        blobs.mkdir()
+        for blob in away.iterdir():
+            with (blobs / blob.name).open("wb") as hole:
+                hole.truncate(blob.stat().st_size)
+        try:
+            yield replace(self, root=folder, environ=self.environ | {"UV_CACHE_DIR": str(folder / ".uv")})
+        finally:
+            shutil.rmtree(blobs)
+            away.rename(blobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dockerfile:
+    """A build context, and the daemon that builds it."""
+
+    root: Path
+    image: str
+    docker: Docker
+    wire: Wire
+    base: str
+
+    def release(self, *options: str) -> Cost:
+        """Build and push."""
+        return _cost(self.wire, lambda: self.docker.release(self.root, self.image, base=self.base, options=options))
+
+    @contextmanager
+    def elsewhere(self, folder: Path) -> Iterator[Dockerfile]:
+        """Be a machine that has the same files, fetched afresh, and the base."""
+        with rivals.machine(folder) as docker:
+            docker.run("pull", "--quiet", self.base)
+            shutil.copytree(self.root, folder / "context", copy_function=shutil.copyfile)
+            yield replace(self, root=folder / "context", docker=docker)
+
+
+def _base(machine: Docker, wire: Wire) -> str:
+    """Push a base with Python, and return its name there, by digest."""
+    client = docker.DockerClient(base_url=machine.environ["DOCKER_HOST"])
+    try:
+        image = client.images.get(python_image(_PYTHON, client))
+        image.tag(f"{wire.host}/base")
+        machine.run("push", "--quiet", f"{wire.host}/base")
+        image.reload()
+        (name,) = image.attrs["RepoDigests"]
+    finally:
+        client.close()
+    return str(name)
+
+
+def _weights(folder: Path, size_bytes: int, *, seed: int) -> Path:
+    run([sys.executable, "-m", "benchmarks.weights", folder, str(size_bytes), str(seed)], cwd=ROOT)
+    return folder
+
+
+def _project(folder: Path, wire: Wire, base: str, model: Path) -> Shipway:
+    """Commit the service and publish its model."""
+    settings = {
+        "SHIPWAY_MODEL_STORE": str(folder / "store"),
+        "SHIPWAY_PUSH_REPOSITORY": f"{wire.host}/shipway",
+        "SHIPWAY_IMAGE_BASE": base,
+        "SHIPWAY_IMAGE_PYTHON": f'"{_PYTHON}"',
+        "UV_CACHE_DIR": str(folder / "uv"),
+    }
+    ours = Shipway(root=folder / "project", wire=wire, environ=os.environ | settings)
+    _export(ours.root, *_PROJECT)
+    _git(ours.root, "init", "--quiet")
+    ours.commit()
+    ours.invoke("model.publish", "--folder", str(model))
+    return ours
+
+
+def _context(folder: Path, text: str, model: Path, *, machine: Docker, wire: Wire, base: str) -> Dockerfile:
+    """Lay out what a Dockerfile needs, and no more: the service and its model."""
+    _export(folder, "app")
+    shutil.copytree(model, folder / "model", copy_function=shutil.copyfile)
+    (folder / "Dockerfile").write_text(text, "utf-8")
+    return Dockerfile(root=folder, image=f"{wire.host}/{folder.name}:latest", docker=machine, wire=wire, base=base)
+
+
+def _export(folder: Path, *names: str) -> None:
+    folder.mkdir()
+    packed = subprocess.run(["git", "archive", "HEAD", *names], cwd=ROOT, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def _change_code(*trees: Shipway | Dockerfile) -> None:
+    """Add a line to the service, the same one everywhere."""
+    for tree in trees:
+        with (tree.root / "app" / "__init__.py").open("a", encoding="utf-8") as module:
+            module.write("# changed by a benchmark\n")
+        if isinstance(tree, Shipway):
+            tree.commit()
+
+
+# -- what is measured --------------------------------------------------------------------
+
+
+def _beside(what: str, ours: Cost, theirs: Cost, whose: str) -> Iterator[Row]:
+    """Yield the seconds, and the bytes that came to the registry."""
+    yield Row(
+        what=what,
+        value=ours.seconds,
+        unit="s",
+        reference=theirs.seconds,
+        against=f"{whose}'s {theirs.seconds:.2f} s",
+    )
+    yield Row(
+        what="  sent",
+        value=ours.moved.sent / 1e6,
+        unit="MB",
+        reference=theirs.moved.sent / 1e6,
+        against=f"{whose}'s {theirs.moved.sent / 1e6:.3f} MB",
+    )
+
+
+def _first(ours: Shipway, best: Dockerfile, original: Dockerfile) -> Iterator[Row]:
+    """Begin with nothing but the base."""
+    mine = ours.release()
+    yield from _beside("first release", mine, best.release(), "the best Dockerfile")
+    yield from _beside("first release", mine, original.release(), "the original's")
+    yield _memory("  peak memory", mine, _MODEL_BYTES)
+
+
+def _memory(what: str, cost: Cost, model_bytes: int) -> Row:
+    size_mb = model_bytes / 1e6
+    return Row(
+        what=what,
+        value=cost.peak_bytes / 1e6,
+        unit="MB",
+        reference=size_mb,
+        against=f"the model's {size_mb:,.0f} MB",
+    )
+
+
+def _nothing(ours: Shipway, best: Dockerfile) -> Iterator[Row]:
+    rounds = [(ours.release(), best.release()) for _ in range(_ROUNDS)]
+    yield from _beside("nothing changed", *_middle(rounds), "the best Dockerfile")
+
+
+def _middle(rounds: list[tuple[Cost, Cost]]) -> tuple[Cost, Cost]:
+    """Return the round whose ratio of seconds is the median."""
+    by_seconds = {(mine.seconds, theirs.seconds): (mine, theirs) for mine, theirs in rounds}
+    return by_seconds[middle(by_seconds)]
+
+
+def _code(ours: Shipway, best: Dockerfile, original: Dockerfile) -> Iterator[Row]:
+    """Change a line of code; crane appends the same folder to the image that we pushed before."""
+    rounds, stages = [], []
+    for number in range(_ROUNDS):
+        _change_code(ours)
+        stage_s, image = ours.push_stage()
+        crane_s = _append(ours, image, number).seconds
+        stages.append((stage_s, crane_s))
+        _change_code(ours, best, original)
+        rounds.append((ours.release(), best.release()))
+    mine, theirs = _middle(rounds)
+    yield from _beside("code only, warm", mine, theirs, "the best Dockerfile")
+    yield from _beside("code only, warm", mine, original.release(), "the original's")
+    yield _above("  sent above the app's layer", mine, image.size_bytes("app"), "the app's layer")
+    stage_s, crane_s = middle(stages)
+    yield Row(
+        what="  its push stage",
+        value=stage_s,
+        unit="s",
+        reference=crane_s,
+        against=f"crane append's {crane_s:.3f} s",
+    )
+
+
+def _append(ours: Shipway, image: Image, number: int) -> Cost:
+    layer = ours.root.with_name("app.tar")
+    _git(ours.root, "archive", "--prefix=srv/", f"--output={layer}", "HEAD", "app")
+    name = ours.environ["SHIPWAY_PUSH_REPOSITORY"]
+    return _cost(ours.wire, lambda: rivals.append(layer, base=f"{name}@{image.digest}", image=f"{name}:crane-{number}"))
+
+
+def _above(what: str, cost: Cost, layer_bytes: int, whose: str) -> Row:
+    return Row(
+        what=what,
+        value=(cost.moved.sent - layer_bytes) / 1e3,
+        unit="kB",
+        reference=layer_bytes / 1e3,
+        against=f"{whose}'s {layer_bytes / 1e3:,.1f} kB",
+    )
+
+
+def _code_cold(ours: Shipway, best: Dockerfile, folder: Path) -> Iterator[Row]:
+    """Change a line of code on machines that nothing was built on before."""
+    cache = replace(best, image=f"{best.image}-cache")
+    cache.release(*_INLINE_CACHE)
+    plain, cached = [], []
+    for number in range(_COLD_ROUNDS):
+        _change_code(ours, best)
+        with ours.elsewhere(folder / f"clone-{number}") as clone:
+            mine = clone.release()
+        with best.elsewhere(folder / "cold") as cold:
+            plain.append((mine, cold.release()))
+        with best.elsewhere(folder / "cold") as cold:
+            cached.append((mine, cold.release("--cache-from", cache.image)))
+    yield from _beside("code only, empty caches", *_middle(plain), "the best Dockerfile")
+    yield from _beside("code only, empty caches", *_middle(cached), "the best with --cache-from")
+
+
+def _model(ours: Shipway, best: Dockerfile, retrained: Path) -> Iterator[Row]:
+    """Publish another version of the model."""
+    ours.invoke("model.publish", "--folder", str(retrained))
+    shutil.copytree(retrained, best.root / "model", copy_function=shutil.copyfile, dirs_exist_ok=True)
+    yield from _beside("model only", ours.release(), best.release(), "the best Dockerfile")
+
+
+def _dependency(ours: Shipway, best: Dockerfile) -> Iterator[Row]:
+    """Take another version of one small package."""
+    lock, constraint = ours.root / _LOCK, ours.root.with_name("constraint.txt")
+    (locked,) = re.findall(rf"^{_BUMPED}==(\S+)", lock.read_text("utf-8"), re.MULTILINE)
+    constraint.write_text(f"{_BUMPED}!={locked}\n", "utf-8")
+    how = ("--universal", "--python-version", _PYTHON, "--generate-hashes", "--no-header", "--no-emit-index-url")
+    words = ("pip", "compile", *how, "--constraint", constraint, _LOCK.with_suffix(".in"), "--output-file", _LOCK)
+    run([find_uv_bin(), *words], cwd=ours.root)
+    ours.commit()
+    shutil.copyfile(lock, best.root / _LOCK)
+    mine, theirs = ours.release(), best.release()
+    yield from _beside("one small package bumped", mine, theirs, "the best Dockerfile")
+    _, image = ours.push_stage()
+    small = next(layer for layer in image.layers if layer.title.endswith("small packages"))
+    changed_bytes = small.descriptor.size_bytes + image.size_bytes("app")  # the lock is in the app, too
+    yield _above("  sent above its layer and the app's", mine, changed_bytes, "those layers")
+
+
+def _large(ours: Shipway, folder: Path) -> Iterator[Row]:
+    """Push a model of 2 GB for the first time."""
+    large = _weights(folder / "large", _LARGE_BYTES, seed=3)
+    ours.invoke("model.publish", "--folder", str(large))
+    shutil.rmtree(large)
+    yield _memory("peak memory, 2 GB model", ours.release(), _LARGE_BYTES)
+
+
+if __name__ == "__main__":
+    main()

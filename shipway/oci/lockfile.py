@@ -1,0 +1,90 @@
+"""What a hash-locked requirements file pins for one Python and one platform.
+
+Owns the reading of such a file: continued lines, comments, hashes, markers. Gives names,
+versions and hashes only: a lock may hold index URLs with passwords in them. Fails with
+`ImageError` for a line that pins nothing, which uv would have refused too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from packaging.markers import Marker
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from shipway.errors import ImageError
+from shipway.oci.wheels import Target, without_secrets
+
+_ADVICE = "lock them again: uv pip compile --generate-hashes"
+_HASH = re.compile(r"\s--hash[=\s]\s*sha256:([0-9a-f]{64})")
+_COMMENT = re.compile(r"(^|\s)#.*$", re.MULTILINE)
+_MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64", "darwin/amd64": "x86_64", "darwin/arm64": "arm64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """One package; `hashes` are those of all its files, in hexadecimal SHA-256."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+
+def pinned(lock: bytes, target: Target) -> tuple[Pin, ...]:
+    """Return the packages that are installed for this target, sorted by name."""
+    return tuple(sorted(_pins(lock, _environment(target)), key=lambda pin: pin.name))
+
+
+def _pins(lock: bytes, environment: dict[str, str]) -> Iterator[Pin]:
+    lines = lock.decode("utf-8", "replace").replace("\\\n", " ")
+    for line in _COMMENT.sub("", lines).splitlines():
+        text = line.partition(" --")[0].strip()
+        if text and not text.startswith("-"):
+            what, _, marker = text.partition(" ;")
+            if not marker or Marker(marker.strip()).evaluate(environment):
+                name, version = _named(what)
+                yield Pin(name=name, version=version, hashes=tuple(_HASH.findall(line)))
+
+
+def _named(what: str) -> tuple[str, str]:
+    """Return the name and version of `name==version`, or of a wheel's path or URL."""
+    try:
+        requirement = Requirement(what)
+        if requirement.url is None:
+            (pin,) = requirement.specifier
+            return canonicalize_name(requirement.name), pin.version
+        what = requirement.url
+    except InvalidRequirement:
+        pass
+    except ValueError as error:
+        raise ImageError(f"the locked dependencies do not pin {what}", advice=_ADVICE) from error
+    try:
+        name, version, _, _ = parse_wheel_filename(PurePosixPath(unquote(urlsplit(what).path)).name)
+    except InvalidWheelFilename as error:
+        message = f"the locked dependencies hold a line that pins no wheel: {without_secrets(what)}"
+        raise ImageError(message, advice=_ADVICE) from error
+    return name, str(version)
+
+
+def _environment(target: Target) -> dict[str, str]:
+    """Return what markers are compared with: what uv takes for the same target."""
+    system, machine = target.platform.split("/")[0], _MACHINES[target.platform]
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": f"{target.python}.0",
+        "os_name": "posix",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": system.capitalize(),
+        "platform_version": "",
+        "python_full_version": f"{target.python}.0",
+        "python_version": target.python,
+        "sys_platform": system,
+        "extra": "",
+    }

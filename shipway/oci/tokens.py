@@ -1,0 +1,237 @@
+"""A registry's token service: a credential and scopes in, a bearer token out.
+
+Owns the token protocol of distribution (https://distribution.github.io/distribution/spec/auth/)
+and Azure's (https://azure.github.io/acr/AAD-OAuth.html). Knows neither whether the service
+may be trusted with the credential nor what the token is for. Asks again while the service
+is busy, follows no redirect, and is done within ten seconds: with a token, or with
+`RegistryRefused`, `RegistryUnreachable` or `LoginMissing`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import httpx
+
+from shipway.errors import LoginMissing, RegistryRefused, RegistryUnreachable
+from shipway.oci.credentials import DEADLINE_S, AzureCredential, Credential, Secret
+from shipway.oci.transport import TRANSIENT, printable, untrusted
+
+_LIFE_S = 60.0  # of a token that does not say: the protocol's own default
+_ANSWER_BYTES = 1 << 20  # the longest answer that is read
+_FIRST_PAUSE_S = 0.25
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A bearer token, and for how long the registry takes it."""
+
+    secret: Secret
+    life_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        with contextlib.suppress(ValueError, RecursionError):
+            document = json.loads(self.body)
+            if isinstance(document, dict):
+                return document
+        return {}
+
+
+class TokenService:
+    """One token service, as a registry's challenge names it; not for several threads at once."""
+
+    def __init__(self, realm: httpx.URL, name: str, *, client: httpx.Client, deadline_s: float = DEADLINE_S) -> None:
+        """Take its address, and its name for the registry."""
+        self.realm = realm
+        self._name = name
+        self._client = client
+        self._deadline_s = deadline_s
+        self._azure_refresh: Secret | None = None
+
+    def token(self, credential: Credential | AzureCredential | None, scopes: Sequence[str]) -> Token:
+        """Buy a token for these scopes, in this order; without a credential, one that anybody gets."""
+        until = time.monotonic() + self._deadline_s
+        match credential:
+            case AzureCredential():
+                answer = self._from_azure(credential, scopes, until)
+            case Credential(kind="identity"):
+                bought = ("scope", " ".join(scopes)), ("refresh_token", credential.secret.reveal())
+                form = (("grant_type", "refresh_token"), ("client_id", "shipway"), *bought)
+                answer = self._ask(self._post(self.realm, form), credential, until)
+            case _:
+                answer = self._ask(self._get(scopes, credential), credential, until)
+        return Token(secret=self._secret(answer, "token", "access_token"), life_s=_life_s(answer))
+
+    def _get(self, scopes: Sequence[str], credential: Credential | None) -> httpx.Request:
+        url = self.realm.copy_add_param("service", self._name)
+        for scope in scopes:
+            url = url.copy_add_param("scope", scope)
+        return self._client.build_request(
+            "GET", url, headers={"Authorization": basic(credential)} if credential else {}
+        )
+
+    def _post(self, url: httpx.URL, form: Sequence[tuple[str, str]]) -> httpx.Request:
+        content = urlencode([("service", self._name), *form])
+        return self._client.build_request(
+            "POST", url, content=content, headers={"Content-Type": "application/x-www-form-urlencoded"}
+        )
+
+    def _from_azure(self, credential: AzureCredential, scopes: Sequence[str], until: float) -> _Answer:
+        """Use the refresh token of before, which lives three hours, or else a new one."""
+        if self._azure_refresh:
+            try:
+                return self._ask(self._azure_access(self._azure_refresh, scopes), credential, until)
+            except RegistryRefused:
+                self._azure_refresh = None
+        self._azure_refresh = self._azure_exchange(credential, until)
+        return self._ask(self._azure_access(self._azure_refresh, scopes), credential, until)
+
+    def _azure_exchange(self, credential: AzureCredential, until: float) -> Secret:
+        try:
+            entra = _within(until - time.monotonic(), credential.entra)
+        except TimeoutError as error:
+            raise LoginMissing(
+                f"{credential} gave no token within {self._deadline_s:g} s", advice=credential.advice
+            ) from error
+        form = (("grant_type", "access_token"), ("access_token", entra.reveal()))
+        request = self._post(self.realm.join("/oauth2/exchange"), form)
+        return self._secret(self._ask(request, credential, until), "refresh_token")
+
+    def _azure_access(self, refresh: Secret, scopes: Sequence[str]) -> httpx.Request:
+        """Build the request for a token; Azure takes each scope in a field of its own."""
+        named = (("scope", scope) for scope in scopes)
+        return self._post(self.realm, (("grant_type", "refresh_token"), *named, ("refresh_token", refresh.reveal())))
+
+    def _ask(self, request: httpx.Request, credential: Credential | AzureCredential | None, until: float) -> _Answer:
+        """Send the request until it is answered; raises `RegistryRefused` unless the answer is 200."""
+        try:
+            answer = _within(until - time.monotonic(), partial(self._patiently, request, until))
+        except TimeoutError as error:
+            raise self._unreachable(f"gave no answer within {self._deadline_s:g} s") from error
+        if answer.status == httpx.codes.OK:
+            return answer
+        who, advice = (str(credential), credential.advice) if credential else ("a login without a credential", "")
+        if httpx.codes.is_redirect(answer.status):
+            what = f"sends {who} on to another address: nothing was sent there"
+        else:
+            what = f"refused {who}: {answer.status} {_said(answer)}".rstrip()
+        raise RegistryRefused(f"the token service {self._host} {what}", advice=advice)
+
+    def _patiently(self, request: httpx.Request, until: float) -> _Answer:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                answer = self._once(request, until)
+                if answer.status not in TRANSIENT:
+                    return answer
+                why, wait_s = f"answered {answer.status}", _retry_after_s(answer, pause_s)
+            except httpx.TransportError as error:
+                if refused := untrusted(f"the token service {self._host}", error):
+                    raise refused from error
+                why, wait_s = f"cannot be reached: {printable(str(error)) or type(error).__name__}", pause_s
+            if time.monotonic() + wait_s >= until:
+                raise self._unreachable(why)
+            time.sleep(wait_s)
+            pause_s *= 2
+
+    def _once(self, request: httpx.Request, until: float) -> _Answer:
+        request.extensions["timeout"] = httpx.Timeout(max(0.1, until - time.monotonic())).as_dict()
+        response = self._client.send(request, auth=None, follow_redirects=False, stream=True)
+        with contextlib.closing(response):
+            body = b""
+            for piece in response.iter_bytes(1 << 16):
+                body += piece
+                if len(body) > _ANSWER_BYTES:
+                    break
+        return _Answer(status=response.status_code, headers=response.headers, body=body)
+
+    def _unreachable(self, why: str) -> RegistryUnreachable:
+        return RegistryUnreachable(f"the token service {self._host} {why}")
+
+    def _secret(self, answer: _Answer, *names: str) -> Secret:
+        """Return a token of the answer; it must be fit for a header."""
+        for name in names:
+            text = answer.document.get(name)
+            if isinstance(text, str) and re.fullmatch(r"[!-~]+", text):
+                return Secret(text)
+        raise RegistryRefused(
+            f"the token service {self._host} answered without a token", advice="look at the registry's token realm"
+        )
+
+    @property
+    def _host(self) -> str:
+        return self.realm.netloc.decode("ascii")
+
+
+def basic(credential: Credential) -> str:
+    """Return the `Authorization` of a user and a password (RFC 7617)."""
+    pair = f"{credential.user}:{credential.secret.reveal()}"
+    return f"Basic {base64.b64encode(pair.encode()).decode('ascii')}"
+
+
+def _life_s(answer: _Answer) -> float:
+    """Return how long the token is good from now on; both times are the service's, so that no clock must be right."""
+    said = answer.document.get("expires_in")
+    life_s = float(said) if isinstance(said, (int, float)) and said > 0 else _LIFE_S
+    try:
+        issued = datetime.fromisoformat(answer.document["issued_at"])
+        now = parsedate_to_datetime(answer.headers["date"])
+        age_s = (now - issued).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return life_s
+    return life_s - min(max(0.0, age_s), life_s)
+
+
+def _retry_after_s(answer: _Answer, default_s: float) -> float:
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else default_s
+
+
+def _said(answer: _Answer) -> str:
+    """Return the service's own words: OAuth's, or the registry's."""
+    errors = answer.document.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors else answer.document
+    if not isinstance(first, dict):
+        return ""
+    words = first.get("message") or first.get("error_description") or first.get("details") or first.get("error") or ""
+    return printable(str(words))
+
+
+def _within(seconds: float, work: Callable[[], _T]) -> _T:
+    """Return what `work` does; raises `TimeoutError` after so long, and leaves it alone then.
+
+    Looking up a name, and what azure-identity asks, cannot be cut short otherwise.
+    """
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed over
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(max(0.0, seconds))

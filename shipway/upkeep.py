@@ -1,0 +1,137 @@
+"""What becomes of images once they are stored: looked at, kept, thrown away.
+
+Owns which images an environment still needs. Changes nothing that serves. What cannot be
+looked at is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from shipway.artifacts import Digest
+from shipway.errors import ConfigError, ImageMissing, NotConfigured, ShipwayError
+from shipway.oci import evidence, prune, unpack
+from shipway.oci.images import Images, read_image
+from shipway.oci.layout import Layout
+from shipway.results import Cleared, Shown
+from shipway.site import Site
+from shipway.turn import served
+
+TESTED = "tested"  # tags the newest image that was built from a passing suite
+
+
+def newest_tested(site: Site) -> Digest:
+    """Return the newest image that was built from a passing suite; raises `ImageMissing`."""
+    if (digest := site.images.tagged(TESTED)) is None:
+        raise ImageMissing(f"{site.images.repository} has no image that was built from a passing suite")
+    return digest
+
+
+# -- looking -----------------------------------------------------------------------------
+
+
+def show(site: Site, name: str) -> Shown:
+    """Say all that is known of an image, without one byte of its layers.
+
+    `name` is a digest, a tag, a build id or `HOST/NAME@sha256:…`. Raises `ImageMissing`,
+    `ImageCorrupt`.
+    """
+    images, digest = _found(site, name)
+    image = read_image(images, digest)
+    statement = evidence.read_statement(images, digest)
+    return Shown(
+        repository=images.repository,
+        image=image,
+        bill=evidence.read_bill(images, digest),
+        statement=statement,
+        pushed=evidence.parse(statement) if statement else None,
+    )
+
+
+def _found(site: Site, name: str) -> tuple[Images, Digest]:
+    repository, _, text = name.rpartition("@")
+    if repository or name.startswith("sha256:"):
+        try:
+            digest = Digest(text)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}", advice="name a digest, a tag or a build id") from error
+        known = {each.repository: each for each in (site.images, site.layout)}
+        return known.get(repository or site.images.repository) or site.open_images(repository), digest
+    if (tagged := site.images.tagged(name)) is None:
+        raise ImageMissing(f"{site.images.repository} has no image that is called {name}")
+    return site.images, tagged
+
+
+# -- throwing away -------------------------------------------------------------------------
+
+
+def clear(site: Site, *, apply: bool) -> Cleared:
+    """Say what of the environment's images nobody needs, and with `apply` delete it."""
+    if not site.images.shared:
+        return _clear_layout(site, apply=apply)
+    in_use = _in_use_anywhere(site)
+    if not in_use:
+        raise NotConfigured(
+            f"no environment of this checkout ran anything, so nobody can tell here what of "
+            f"{site.images.repository} is in use",
+            advice="run it in the checkout that releases",
+        )
+    verdict = prune.examine(site.images, in_use=in_use, newest=site.settings.push.keep, now_s=time.time())
+    if apply:
+        verdict = prune.carry_out(site.images, verdict, in_use=lambda: _in_use_anywhere(site), tell=site.tell)
+    return Cleared(
+        repository=site.images.repository,
+        verdict=verdict,
+        freed_bytes=verdict.freed_bytes,
+        applied=apply,
+        collected=False,
+    )
+
+
+def _in_use_anywhere(site: Site) -> dict[Digest, str]:
+    """Return the images that an environment of this checkout needs, each with who needs it."""
+    return {
+        digest: f"{each.environment} runs it or may go back to it"
+        for each in site.neighbours
+        for digest in _in_use(each)
+    }
+
+
+def _in_use(site: Site) -> Iterator[Digest]:
+    """Yield what one environment runs, is rolling out, or may go back to."""
+    yield from site.target.digests()
+    records = site.ledger.attempts()
+    yield from (Digest(record.facts["digest"]) for record in records if record.outcome is None)
+    yield from list(dict.fromkeys(version.digest for version in served(records)))[: site.settings.push.keep]
+
+
+def clean_up(site: Site) -> None:
+    """Throw away what this machine needs no more; a failure is no reason to go back."""
+    try:
+        _clear_layout(site, apply=True)
+    except (ShipwayError, OSError, ValueError, KeyError) as error:
+        site.tell.warn(f"old images could not be cleaned up: {error}")
+
+
+def _clear_layout(site: Site, *, apply: bool) -> Cleared:
+    """Keep what runs, may be gone back to or is about to be deployed."""
+    wanted = _newest_pushed(site.layout, site.settings.push.keep) | _in_use_anywhere(site)
+    verdict = prune.examine(site.layout, in_use=wanted, newest=0, now_s=None)
+    keep = {each.digest: each.image for each in verdict.staying}
+    freed_bytes = site.layout.prune(keep) if apply else site.layout.spare_bytes(keep)
+    if apply:
+        unpack.prune([image for image in keep.values() if image], site.state)
+    return Cleared(
+        repository=site.layout.repository,
+        verdict=verdict,
+        freed_bytes=freed_bytes,
+        applied=apply,
+        collected=True,
+    )
+
+
+def _newest_pushed(layout: Layout, count: int) -> dict[Digest, str]:
+    """Return the images that somebody who waits for a lock may be about to deploy."""
+    pushed = [digest for name, digest in layout.tags().items() if prune.is_image_name(name)]
+    return dict.fromkeys(list(dict.fromkeys(reversed(pushed)))[:count], f"one of the {count} that were pushed last")
