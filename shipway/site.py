@@ -181,8 +181,9 @@ class Site:
 
     def unpacked(self, digest: Digest) -> Path:
         """Return the folder that holds the image's `srv`, fetched and unpacked where it is not there yet."""
-        image = read_image(self.images, digest)
-        if self.images.shared:
+        fetched = self.layout.path(digest).exists()  # the manifest comes last; a way back must not need the registry
+        image = read_image(self.layout if fetched else self.images, digest)
+        if not fetched:
             fetch(image, self.images, self.layout, self.tell)
         return unpack(self.layout, image, self.state, proc=self.proc, tell=self.tell)
 

@@ -6,6 +6,7 @@ looked at is kept.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from shipway.results import Cleared, Shown
 from shipway.site import Site
 from shipway.turn import served
 
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 TESTED = "tested"  # tags the newest image that was built from a passing suite
 
 
@@ -51,14 +53,14 @@ def show(site: Site, name: str) -> Shown:
 
 def _found(site: Site, name: str) -> tuple[Images, Digest]:
     repository, _, text = name.rpartition("@")
-    if repository or name.startswith("sha256:"):
+    if "@" in name or name.startswith("sha256:"):
         try:
             digest = Digest(text)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}", advice="name a digest, a tag or a build id") from error
         known = {each.repository: each for each in (site.images, site.layout)}
         return known.get(repository or site.images.repository) or site.open_images(repository), digest
-    if (tagged := site.images.tagged(name)) is None:
+    if not _TAG.fullmatch(name) or (tagged := site.images.tagged(name)) is None:
         raise ImageMissing(f"{site.images.repository} has no image that is called {name}")
     return site.images, tagged
 

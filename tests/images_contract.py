@@ -214,6 +214,16 @@ class ImagesContract:
             "old": Digest.of(first),
         }
 
+    def test_manifest_is_stored_when_it_is_given_a_name(self, images: Images) -> None:
+        config = b"{}"
+        images.add(described(config, CONFIG), lambda: [config])
+        manifest = manifest_of(config)
+
+        images.tag("new", manifest, MANIFEST)
+
+        assert images.tagged("new") == Digest.of(manifest)
+        assert images.read(Digest.of(manifest)) == manifest
+
     def test_every_name_is_listed_when_there_are_many(self, images: Images) -> None:
         manifest = store_image(images, SMALL)
         names = sorted(f"tag-{number}" for number in range(25))

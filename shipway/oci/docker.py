@@ -123,7 +123,6 @@ def _store(archive: Path, images: Images, name: str, tell: Tell) -> Digest:
             with tell.progress(_STAGE, label, blob.size_bytes) as advance:
                 images.add(blob, source, advance=advance)
         images.add(described(config, CONFIG), lambda: [config])
-        images.put(manifest, MANIFEST)
         images.tag(name, manifest, MANIFEST)
     return Digest.of(manifest)
 

@@ -85,7 +85,10 @@ class Images(Protocol):
         """
 
     def tag(self, name: str, manifest: bytes, media_type: str) -> None:
-        """Let `name` mean this manifest, which is there, and no other."""
+        """Let `name` mean this manifest and no other; it is stored too where it is not there yet.
+
+        What it names must be there: raises as `put` does.
+        """
 
     def tagged(self, name: str) -> Digest | None:
         """Return what `name` means now, if anything."""

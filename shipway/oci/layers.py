@@ -153,5 +153,4 @@ def remember(images: Images, key: str, layers: Sequence[Layer]) -> None:
             "layers": entries,
         }
     )
-    images.put(manifest, MANIFEST)
     images.tag(_NAME.format(key), manifest, MANIFEST)

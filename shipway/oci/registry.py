@@ -42,6 +42,7 @@ _LOST = frozenset({"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"})
 _DIGESTS = re.compile(r"sha256:[0-9a-f]{64}")
 _FIRST = re.compile(r"bytes ([0-9]{1,18})-")
 _PAGE, _PAGES = 1000, 1000
+_NO_DELETIONS = "allow them in the registry's own configuration (distribution: REGISTRY_STORAGE_DELETE_ENABLED=true)"
 _STALE = "run again; if it stays, the registry's own store is damaged: push to another repository"
 
 
@@ -262,7 +263,7 @@ class Repository:
         call = self._call("DELETE", f"manifests/{digest}", self._delete)
         answer = self._transport.ask(call, {_OK, _ACCEPTED, _NO_CONTENT, _NOT_FOUND, _NOT_ALLOWED})
         if answer.status == _NOT_ALLOWED:
-            raise RegistryRefused(str(answer), advice="allow deletions in the registry's own configuration")
+            raise RegistryRefused(str(answer), advice=_NO_DELETIONS)
 
     def examined(self) -> str:
         """See `Images.examined`: an upload is begun, which shows the right to push, and cancelled."""

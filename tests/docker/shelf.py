@@ -65,12 +65,6 @@ class Shelf:
         registry = self.registry
         return walk.wrongs(registry.address, self.name, storage=registry.storage, authorization=registry.authorization)
 
-    def uploads(self) -> list[str]:
-        """Return the uploads that are begun and neither finished nor cancelled, once nothing is under way any more."""
-        self.proxy.settle()
-        begun = self.registry.storage / f"docker/registry/v2/repositories/{self.name}/_uploads"
-        return sorted(path.name for path in begun.glob("*"))
-
     def tags(self) -> dict[str, str]:
         """Return the registry's own tags."""
         return walk.tags(self.registry.address, self.name, authorization=self.registry.authorization)

@@ -13,7 +13,7 @@ from shipway.artifacts import Digest, Image
 from shipway.console import Console
 from shipway.errors import ImageMissing, Interrupted, RegistryRefused
 from shipway.oci import prune
-from shipway.oci.compose import MANIFEST, TAR
+from shipway.oci.compose import INDEX, MANIFEST, TAR
 from shipway.oci.images import Images, described, read_image
 from shipway.oci.layout import Layout
 from shipway.oci.prune import GRACE_S, Verdict
@@ -144,6 +144,24 @@ def test_image_of_somebody_else_is_not_touched(images: Images) -> None:
     verdict = _verdict(images, now_s=NOW_S + 1000 * DAY_S)
 
     assert _why(verdict) == {Digest.of(theirs): (False, "shipway did not make it")}
+
+
+def test_age_does_not_count_when_nobody_else_uses_the_images(images: Images) -> None:
+    made = composed()
+    push(images, made, None)
+
+    verdict = prune.examine(images, in_use={}, newest=0, now_s=None)
+
+    assert _why(verdict)[made.image.digest] == (True, "nothing runs it or goes back to it")
+
+
+def test_image_stays_when_what_is_attached_to_it_is_damaged(images: Images) -> None:
+    image = pushed(images)
+    index = b'{"manifests":[{"digest":"%s"}]}' % image.digest.encode()
+    images.put(index, INDEX)
+    images.tag(name_for(image.digest), index, INDEX)
+
+    assert _why(_verdict(images))[image.digest] == (False, "nothing says when it was pushed")
 
 
 def test_nothing_goes_when_there_is_nothing(images: Images) -> None:
@@ -282,5 +300,5 @@ def test_registry_is_told_of_when_it_takes_no_deletions(shelf: Repository, fake:
     with pytest.raises(RegistryRefused, match="UNSUPPORTED") as caught:
         _carry_out(shelf, _verdict(shelf))
 
-    assert "delet" in str(caught.value.next)
+    assert "REGISTRY_STORAGE_DELETE_ENABLED=true" in caught.value.next
     assert shelf.read(old.digest) == old.manifest
