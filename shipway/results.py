@@ -195,7 +195,7 @@ class Shown:
             f"contents   {self._bill()}",
             f"provenance {self._provenance()}",
         ]
-        return "\n".join(lines)
+        return "\n".join(map(_printable, lines))
 
     def facts(self) -> dict[str, Any]:
         """For machines."""
@@ -249,7 +249,7 @@ class Cleared:
         """A line for each thing, what goes first."""
         going = [f"{'deleted' if self.applied else 'goes':<8} {told(each)}: {each.why}" for each in self.verdict.going]
         staying = [f"{'stays':<8} {told(each)}: {each.why}" for each in self.verdict.staying]
-        return "\n".join([*going, *staying, self._sum()])
+        return "\n".join(map(_printable, [*going, *staying, self._sum()]))
 
     def facts(self) -> dict[str, Any]:
         """For machines."""
@@ -269,6 +269,11 @@ class Cleared:
         if self.collected:
             return f"{size(self.freed_bytes)} are free"
         return f"{size(self.freed_bytes)} are free once the registry has collected its garbage (docs/registries.md)"
+
+
+def _printable(line: str) -> str:
+    """Return what a stranger may have written so that a terminal shows it, and obeys nothing in it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def _stored_facts(each: Stored) -> dict[str, Any]:

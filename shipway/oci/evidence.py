@@ -11,7 +11,8 @@ https://slsa.dev/spec/v1.0/provenance
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,11 +20,11 @@ from typing import Any
 from shipway import __version__
 from shipway.artifacts import Digest, Image, Model, Snapshot, SuiteRun
 from shipway.config import ImageSettings
-from shipway.errors import ImageCorrupt
+from shipway.errors import ImageCorrupt, ImageMissing
 from shipway.oci import compose, lockfile, sbom
 from shipway.oci.compose import MANIFEST, canonical
 from shipway.oci.images import Images, described
-from shipway.oci.referrers import CREATED, Attached, Attachment, attached, content
+from shipway.oci.referrers import CREATED, Attached, Attachment, attached, content, name_for
 from shipway.oci.wheels import Target
 
 STATEMENT_TYPE = "application/vnd.in-toto+json"
@@ -96,10 +97,13 @@ def of_composed(
 
 def of_recombined(image: Image, *, images: Images, code: Digest, model: Digest, maker: Maker) -> Evidence:
     """Return the evidence of an image that has the code of one image and the model of another."""
-    bills = [read_bill(images, digest) for digest in (code, model)]
+    bill = None
+    with suppress(ImageCorrupt):  # nobody's wrong bill stands in the way of a rollback
+        bills = read_bill(images, code), read_bill(images, model)
+        bill = sbom.recombined(image, code=bills[0], model=bills[1]) if bills[0] and bills[1] else None
     return Evidence(
         maker=maker,
-        bill=sbom.recombined(image, code=bills[0], model=bills[1]) if bills[0] and bills[1] else None,
+        bill=bill,
         parameters={"code": code, "model": model},
         materials=[_material("code", code), _material("model", model)],
     )
@@ -107,8 +111,8 @@ def of_recombined(image: Image, *, images: Images, code: Digest, model: Digest, 
 
 def _parameters(settings: ImageSettings) -> dict[str, Any]:
     """Return the settings that shape an image; of what might hold a secret, the names alone."""
-    plain = settings.model_dump(mode="json", exclude={"environment", "build_args"})
-    return {**plain, "environment": sorted(settings.environment), "build_args": sorted(settings.build_args)}
+    names = {"environment": sorted(settings.environment), "build_args": sorted(settings.build_args)}
+    return {**settings.model_dump(mode="json"), **names}
 
 
 def _material(name: str, digest: Digest) -> dict[str, Any]:
@@ -119,10 +123,11 @@ def lacking(images: Images, image: Image, evidence: Evidence, *, now_s: float) -
     """Return what of the evidence must be attached now; raises `ImageCorrupt`.
 
     A statement that was made within the hour is left, unless it knows nothing of the suite
-    that passed.
+    that passed. Some registries collect what is attached as garbage, so it is looked for.
     """
     subject = described(image.manifest, MANIFEST)
-    there = {each.kind: each for each in attached(images, image.digest)}
+    found = (each for each in attached(images, image.digest) if each.kind in {_SBOM, _PROVENANCE})
+    there = {each.kind: each for each in found if images.has(each.descriptor)}
     wanted = []
     if evidence.bill is not None:
         bill = _bill(image, evidence.bill)
@@ -199,13 +204,13 @@ def moment(seconds: float) -> str:
 
 
 def read_bill(images: Images, digest: Digest) -> dict[str, Any] | None:
-    """Return an image's bill of materials, if one is attached; raises `ImageMissing`, `ImageCorrupt`."""
-    return _document(images, digest, _SBOM)
+    """Return an image's bill of materials, if one is attached; raises `ImageCorrupt` for none of ours."""
+    return _document(images, digest, _SBOM, sbom.count)
 
 
 def read_statement(images: Images, digest: Digest) -> dict[str, Any] | None:
-    """Return an image's statement of provenance, if one is attached; raises `ImageMissing`, `ImageCorrupt`."""
-    return _document(images, digest, _PROVENANCE)
+    """Return an image's statement of provenance, if one is attached; raises `ImageCorrupt` for none of ours."""
+    return _document(images, digest, _PROVENANCE, parse)
 
 
 def pushed_s(images: Images, digest: Digest) -> float | None:
@@ -228,14 +233,23 @@ def parse(statement: Mapping[str, Any]) -> Pushed:
     )
 
 
-def _document(images: Images, digest: Digest, kind: str) -> dict[str, Any] | None:
+def _document(
+    images: Images, digest: Digest, kind: str, understand: Callable[[Mapping[str, Any]], object]
+) -> dict[str, Any] | None:
+    """Return an attached document that can be understood: whoever may push can attach anything."""
     for each in attached(images, digest):
         if each.kind == kind:
-            try:
-                return dict(json.loads(content(images, each)))
-            except (ValueError, TypeError) as error:
-                message = f"the {kind} of {images.repository}@{digest} is no JSON document"
-                raise ImageCorrupt(message, advice="run invoke push again, which attaches it anew") from error
+            with suppress(ImageMissing):  # collected as garbage
+                data = content(images, each)
+                try:
+                    document = dict(json.loads(data))
+                    understand(document)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ImageCorrupt(
+                        f"the {kind} of {images.repository}@{digest} is none of shipway's",
+                        advice=f"delete the tag {name_for(digest)}; the next push attaches anew",
+                    ) from error
+                return document
     return None
 
 

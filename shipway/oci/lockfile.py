@@ -15,12 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 from packaging.markers import Marker
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from shipway.errors import ImageError
 from shipway.oci.wheels import Target, without_secrets
 
-_ADVICE = "lock them again: uv pip compile --generate-hashes"
 _HASH = re.compile(r"\s--hash[=\s]\s*sha256:([0-9a-f]{64})")
 _COMMENT = re.compile(r"(^|\s)#.*$", re.MULTILINE)
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64", "darwin/amd64": "x86_64", "darwin/arm64": "arm64"}
@@ -45,29 +44,32 @@ def _pins(lock: bytes, environment: dict[str, str]) -> Iterator[Pin]:
     for line in _COMMENT.sub("", lines).splitlines():
         text = line.partition(" --")[0].strip()
         if text and not text.startswith("-"):
-            what, _, marker = text.partition(" ;")
-            if not marker or Marker(marker.strip()).evaluate(environment):
-                name, version = _named(what)
+            try:
+                name, version, marker = _parsed(text)
+            except ValueError as error:  # what packaging raises are its children
+                message = f"the locked dependencies have a line that pins no package: {without_secrets(text)}"
+                raise ImageError(message, advice="lock them again: uv pip compile --generate-hashes") from error
+            if marker is None or marker.evaluate(environment):
                 yield Pin(name=name, version=version, hashes=tuple(_HASH.findall(line)))
 
 
-def _named(what: str) -> tuple[str, str]:
-    """Return the name and version of `name==version`, or of a wheel's path or URL."""
+def _parsed(text: str) -> tuple[str, str, Marker | None]:
+    """Return the name, the version and the marker of `name==version`, or of a wheel's path or URL."""
     try:
-        requirement = Requirement(what)
-        if requirement.url is None:
-            (pin,) = requirement.specifier
-            return canonicalize_name(requirement.name), pin.version
-        what = requirement.url
+        requirement = Requirement(text)
     except InvalidRequirement:
-        pass
-    except ValueError as error:
-        raise ImageError(f"the locked dependencies do not pin {what}", advice=_ADVICE) from error
-    try:
-        name, version, _, _ = parse_wheel_filename(PurePosixPath(unquote(urlsplit(what).path)).name)
-    except InvalidWheelFilename as error:
-        message = f"the locked dependencies hold a line that pins no wheel: {without_secrets(what)}"
-        raise ImageError(message, advice=_ADVICE) from error
+        path, _, marker = text.partition(" ;")
+        return *_wheel(path), Marker(marker.strip()) if marker else None
+    if requirement.url is not None:
+        return *_wheel(requirement.url), requirement.marker
+    (pin,) = requirement.specifier
+    if pin.operator not in {"==", "==="}:
+        raise ValueError(pin)
+    return canonicalize_name(requirement.name), pin.version, requirement.marker
+
+
+def _wheel(address: str) -> tuple[str, str]:
+    name, version, _, _ = parse_wheel_filename(PurePosixPath(unquote(urlsplit(address.strip()).path)).name)
     return name, str(version)
 
 

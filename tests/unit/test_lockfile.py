@@ -37,9 +37,11 @@ def test_pins_are_those_of_the_target_when_the_lock_has_markers() -> None:
     ],
 )
 def test_package_is_listed_only_when_its_marker_is_true_in_the_image(marker: str, *, is_installed: bool) -> None:
-    pins = lockfile.pinned(f"six==1.17.0 ; {marker}".encode(), OLD)
+    lines = [f"six==1.17.0 ; {marker}", f"six==1.17.0; {marker}", f"six==1.17.0;{marker}"]
 
-    assert pins == ((Pin(name="six", version="1.17.0", hashes=()),) if is_installed else ())
+    pins = [lockfile.pinned(line.encode(), OLD) for line in lines]
+
+    assert pins == [(Pin(name="six", version="1.17.0", hashes=()),) if is_installed else ()] * 3
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,19 @@ def test_wheel_is_listed_by_its_file_name_when_it_is_named_by_its_path() -> None
     )
 
 
-@pytest.mark.parametrize("line", ["six", "six>=1,<2", "git+https://u:hunter2@code.example/six", "./six.tar.gz", "?"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "six",
+        "six>=1,<2",
+        "six>=1",
+        "six==1 ; x == 2",
+        "./six-1-py3-none-any.whl ; x",
+        "git+https://u:hunter2@code.example/six",
+        "./six.tar.gz",
+        "?",
+    ],
+)
 def test_lock_is_refused_without_its_passwords_when_a_line_pins_no_version(line: str) -> None:
     with pytest.raises(ImageError, match="pin") as caught:
         lockfile.pinned(line.encode(), OLD)

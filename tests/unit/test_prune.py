@@ -15,11 +15,12 @@ from shipway.errors import ImageMissing, Interrupted, RegistryRefused
 from shipway.oci import prune
 from shipway.oci.compose import INDEX, MANIFEST, TAR
 from shipway.oci.images import Images, described, read_image
+from shipway.oci.layers import remember
 from shipway.oci.layout import Layout
 from shipway.oci.prune import GRACE_S, Verdict
 from shipway.oci.referrers import attached, name_for
 from shipway.oci.registry import Repository
-from tests.attested import NOW_S, composed, push, pushed
+from tests.attested import NOW_S, composed, layer_of, push, pushed
 from tests.fake_registry import FakeRegistry, answers, repository
 from tests.images_contract import manifest_of, store_image
 
@@ -180,6 +181,19 @@ def test_memory_of_layers_goes_with_the_last_image_that_has_them_all(shelf: Repo
         ("layers", False, f"{used.digest.short} is made of it"),
         ("layers", True, "no image that stays is made of it"),
     ]
+
+
+def test_memory_of_layers_goes_when_an_image_that_stays_has_only_some_of_them(images: Images) -> None:
+    used = pushed(images)
+    wheels, app = (next(each for each in used.layers if each.part == part) for part in ("dependencies", "app"))
+    gone, _ = layer_of("dependencies", "gone")
+    images.add(gone.descriptor, lambda: [layer_of("dependencies", "gone")[1]])
+    for key, layers in (("1" * 64, [wheels, app]), ("2" * 64, [wheels, gone])):
+        remember(images, key, layers)
+
+    done = _carry_out(images, _verdict(images, used.digest), used.digest)
+
+    assert [each.names for each in done.going] == [{f"layers-{'2' * 64}"}]
 
 
 @pytest.mark.parametrize(

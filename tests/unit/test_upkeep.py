@@ -103,6 +103,15 @@ def test_image_is_shown_to_machines_with_both_documents(here: Site) -> None:
     assert [layer["part"] for layer in facts["layers"]] == ["dependencies", "model", "app"]
 
 
+def test_terminal_obeys_nothing_that_a_stranger_wrote(here: Site) -> None:
+    made = composed()
+    push(here.layout, made, said_of(made, who="\x1b[2J\nmallory"))
+
+    text = upkeep.show(here, made.image.digest).text()
+
+    assert "by ?[2J?mallory (" in text
+
+
 def test_image_is_shown_as_it_is_when_nothing_is_attached(here: Site) -> None:
     made = composed()
     push(here.layout, made, None)
