@@ -196,7 +196,7 @@ def test_chunks_get_smaller_when_they_are_too_large(fake: FakeRegistry, images: 
 def test_push_is_refused_when_even_the_smallest_chunk_is_too_large(fake: FakeRegistry, images: Repository) -> None:
     fake.script("PATCH", "uploads", *[answers(413)] * 4)
 
-    with pytest.raises(RegistryRefused, match=r"PATCH .* was answered 413 Request Entity Too Large"):
+    with pytest.raises(RegistryRefused, match=r"PATCH .* was answered 413 "):
         add(images, Source(BIG))
     assert fake.open_sessions == 0
 
