@@ -331,6 +331,7 @@ STEPS = [
     r"push      app",
     r"push      config",
     r"push      manifest",
+    r"push      provenance",
     r"push      tag [0-9a-f]",
     r"push      tag tested",
     r"rollout   unpacking",
