@@ -34,9 +34,9 @@ from shipway.oci.archive import pieces
 from shipway.oci.compose import CONFIG, MANIFEST, TAR, canonical
 from shipway.oci.images import Images, described
 from shipway.oci.staging import locked
+from tests.docker.tools import PLACE
 
 SUITES = {"3.11": "bookworm", "3.13": "trixie"}  # the Python of each Debian
-PLACE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shipway-tests"
 _SYSTEM_SOCKET = Path("/var/run/docker.sock")
 _PACKAGES = "python3,python-is-python3,python3-pip,ca-certificates,passwd,libstdc++6"
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
