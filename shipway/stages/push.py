@@ -132,19 +132,31 @@ def _document(title: str, descriptor: Descriptor, data: bytes) -> _Blob:
 def _send(blobs: Sequence[_Blob], images: Images, tell: Tell, *, anew: bool = False) -> int:
     """Send what is lacking, several blobs at once; what goes wrong first ends the others and is raised."""
     stop = threading.Event()
+    failures: list[BaseException] = []
 
     def send(blob: _Blob) -> int:
-        with tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance:
-            return images.add(
-                blob.descriptor,
-                partial(_begun, blob, tell),
-                origins=blob.origins,
-                advance=partial(_unless_stopped, stop, advance),
-                anew=anew,
-            )
+        if stop.is_set():
+            return 0
+        try:
+            with tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance:
+                return images.add(
+                    blob.descriptor,
+                    partial(_begun, blob, tell),
+                    origins=blob.origins,
+                    advance=partial(_unless_stopped, stop, advance),
+                    anew=anew,
+                )
+        except BaseException as error:
+            failures.append(error)
+            stop.set()  # here, so that no thread begins another blob meanwhile
+            raise
 
     with _several(images, stop) as pool:
-        return sum(future.result() for future in as_completed([pool.submit(send, blob) for blob in blobs]))
+        done = as_completed([pool.submit(send, blob) for blob in blobs])
+        try:
+            return sum(future.result() for future in done)
+        except Interrupted as error:
+            raise (failures or [error])[0] from None
 
 
 @contextlib.contextmanager
