@@ -3,7 +3,7 @@
 The sample service with a 241 MB model, beside Dockerfiles and crane: one run, one registry, one
 wire that counts. What is timed are programs from start to end: `invoke push`, which composes
 and pushes, beside `docker build` and `docker push`; no test suite, no rollout. Needs root,
-Docker, Debian's docker-registry and mmdebstrap, crane, and the package index.
+Docker, Debian's docker-registry and mmdebstrap, crane or Go, and the package index.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from benchmarks.rivals import Docker
 from benchmarks.wire import Moved, Wire, registry
 from tests.docker.machine import python_image
 from tests.docker.proxy import Proxy
+from tests.docker.tools import crane
 
 ROOT = Path(__file__).parents[1]
 _PYTHON = "3.11"
@@ -116,6 +117,7 @@ class Shipway:
         """Do the same in a process that runs already."""
         argv = [sys.executable, "-m", "benchmarks.stages"]
         environ = self.environ | {"PYTHONPATH": str(ROOT)}
+        os.sync()  # as before every other measurement
         ended = subprocess.run(argv, cwd=self.root, env=environ, check=True, capture_output=True)
         return Stages(**json.loads(ended.stdout))
 
@@ -300,7 +302,8 @@ def _code(ours: Shipway, best: Dockerfile, original: Dockerfile) -> Iterator[Row
 def _append(ours: Shipway, image: str, number: int) -> Cost:
     layer = ours.root.with_name("app.tar")
     _git(ours.root, "archive", "--prefix=srv/", f"--output={layer}", "HEAD", "app")
-    return _cost(ours.wire, lambda: rivals.append(layer, base=image, image=f"{image.partition('@')[0]}:crane-{number}"))
+    program, name = crane(), f"{image.partition('@')[0]}:crane-{number}"
+    return _cost(ours.wire, lambda: rivals.append(program, layer, base=image, image=name))
 
 
 def _body_bytes(ours: Shipway) -> int:

@@ -99,11 +99,6 @@ def _wait(docker: Docker, daemon: subprocess.Popen[bytes], folder: Path) -> None
     raise RuntimeError(message)
 
 
-def append(layer: Path, *, base: str, image: str) -> int:
+def append(crane: Path, layer: Path, *, base: str, image: str) -> int:
     """Append a layer to an image with crane; return its peak memory in bytes."""
-    program = shutil.which("crane")
-    if program is None:
-        package = "github.com/google/go-containerregistry/cmd/crane@latest"
-        message = f"there is no crane on the PATH: go install {package}"
-        raise FileNotFoundError(message)
-    return run([program, "append", "--base", base, "--new_layer", layer, "--new_tag", image])
+    return run([crane, "append", "--base", base, "--new_layer", layer, "--new_tag", image])
