@@ -43,13 +43,7 @@ def build(site: Site, *, version: int | None = None, again: bool = False) -> Bui
     """Test the checkout, resolve its model, compose the image and push it."""
     suite = test(site, again=again)
     model, composed = _composed(site, version)
-    ref, sent = push_stage.push(
-        composed,
-        images=site.images,
-        tags=(composed.image.build, upkeep.TESTED),
-        tell=site.tell,
-        evidence=_evidence(site, model, composed, suite),
-    )
+    ref, sent = _pushed(site, composed, _evidence(site, model, composed, suite), upkeep.TESTED)
     return Built(suite=suite, model=model, image=composed.image, ref=ref, sent_bytes=sent.bytes_sent)
 
 
@@ -107,9 +101,7 @@ def rollback(site: Site, *, only: Only | None = None, wait: bool = False) -> Dep
         code, model = (live.version.digest, earlier) if only == "model" else (earlier, live.version.digest)
         composed = image_stage.recombine(read_image(site.images, code), read_image(site.images, model))
         said = evidence.of_recombined(composed.image, images=site.images, code=code, model=model, maker=_maker(site))
-        ref, _ = push_stage.push(
-            composed, images=site.images, tags=(composed.image.build,), tell=site.tell, evidence=said
-        )
+        ref, _ = _pushed(site, composed, said)
         earlier = ref.digest
     return deploy(site, earlier, kind="rollback", wait=wait, force=True)
 
@@ -167,14 +159,14 @@ def push(site: Site, *, version: int | None = None) -> ImageRef:
     pinned = receipts.load(site.state, image_stage.STAGE, tree=site.snapshot.tree) or {}
     model, composed = _composed(site, version or pinned.get("model_version"))
     suite = test_stage.passed_before(site.state, site.snapshot)
-    ref, _ = push_stage.push(
-        composed,
-        images=site.images,
-        tags=(composed.image.build, upkeep.TESTED) if suite else (composed.image.build,),
-        tell=site.tell,
-        evidence=_evidence(site, model, composed, suite),
-    )
+    ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite), *([upkeep.TESTED] if suite else []))
     return ref
+
+
+def _pushed(site: Site, composed: Composed, said: Evidence, *tags: str) -> tuple[ImageRef, push_stage.Sent]:
+    """Push with what is said of the image; its build id is always among its tags."""
+    names = (composed.image.build, *tags)
+    return push_stage.push(composed, images=site.images, tags=names, tell=site.tell, evidence=said)
 
 
 def _evidence(site: Site, model: Model, composed: Composed, suite: SuiteRun | None) -> Evidence:
@@ -258,13 +250,8 @@ def run_here(site: Site, *, port: int | None) -> None:
     """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
     site.require_runnable()
     model, composed = _composed(site)
-    ref, _ = push_stage.push(
-        composed,
-        images=site.images,
-        tags=(composed.image.build,),
-        tell=site.tell,
-        evidence=_evidence(site, model, composed, test_stage.passed_before(site.state, site.snapshot)),
-    )
+    suite = test_stage.passed_before(site.state, site.snapshot)
+    ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite))
     rollout_stage.run_here(
         composed.image,
         site.unpacked(ref.digest),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 
 from shipway.artifacts import Digest, Image, Layer, Model, ModelFile, Part, Snapshot, SuiteRun
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
@@ -14,8 +17,10 @@ from shipway.oci.compose import TAR, Base, Composed
 from shipway.oci.evidence import Evidence, Maker
 from shipway.oci.images import Images, described
 from shipway.oci.layers import fingerprint
+from shipway.site import Site
 from shipway.stages import push as stage
 from shipway.tarball import Entry, collect
+from tests.fake_registry import FakeRegistry, repository
 
 NOW_S = 1_800_000_000.0
 WHO = "ann@laptop"
@@ -152,3 +157,33 @@ def recombined(code: Image, weights: Image) -> Composed:
 
 def _pieces(data: bytes) -> list[bytes]:
     return [data]
+
+
+_PROJECT = """
+[project]
+name = "shop"
+[model]
+name = "net"
+store = "models"
+[service]
+command = ["serve"]
+[push]
+keep = 2
+[env.shared.push]
+repository = "localhost:5000/team/service"
+"""
+
+
+def site_here(folder: Path) -> Site:
+    """Return an environment whose images are in the layout."""
+    (folder / "release.toml").write_text(_PROJECT)
+    return Site.open(folder, environment=None, environ={})
+
+
+@contextmanager
+def site_shared(here: Site, fake: FakeRegistry) -> Iterator[Site]:
+    """Give an environment of the same checkout whose images are in a registry."""
+    site = Site.open(here.root, environment="shared", environ={})
+    with closing(repository(fake)) as images:
+        vars(site)["images"] = images
+        yield site

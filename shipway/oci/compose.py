@@ -185,12 +185,13 @@ def _manifest(config: bytes, labels: Mapping[str, str], layers: Sequence[Layer])
 
 def layer_entry(layer: Layer) -> dict[str, Any]:
     """Return a layer as a manifest names it, which is all but its diff_id."""
-    return {
-        "mediaType": layer.descriptor.media_type,
-        "digest": layer.descriptor.digest,
-        "size": layer.descriptor.size_bytes,
-        "annotations": {f"{_OURS}part": layer.part, f"{_OCI}title": layer.title},
-    }
+    about = {f"{_OURS}part": layer.part, f"{_OCI}title": layer.title}
+    return {**blob_entry(layer.descriptor), "annotations": about}
+
+
+def blob_entry(blob: Descriptor) -> dict[str, Any]:
+    """Return content as a manifest or an index names it."""
+    return {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size_bytes}
 
 
 def model_ref(model: Model) -> ModelRef:
@@ -218,7 +219,7 @@ def canonical(value: Any) -> bytes:
 
 def config_descriptor(manifest: bytes) -> Descriptor:
     """Return which configuration a manifest names; raises `ValueError`, `KeyError`, `TypeError`."""
-    return _descriptor(json.loads(manifest)["config"])
+    return read_blob(json.loads(manifest)["config"])
 
 
 def parse(manifest: bytes, config: bytes) -> Image:
@@ -239,12 +240,13 @@ def read_layer(entry: Mapping[str, Any], diff_id: str) -> Layer:
     return Layer(
         part=about[f"{_OURS}part"],
         title=about[f"{_OCI}title"],
-        descriptor=_descriptor(entry),
+        descriptor=read_blob(entry),
         diff_id=Digest(diff_id),
     )
 
 
-def _descriptor(entry: Mapping[str, Any]) -> Descriptor:
+def read_blob(entry: Mapping[str, Any]) -> Descriptor:
+    """Return what `blob_entry` wrote; raises as `parse` does."""
     return Descriptor(media_type=entry["mediaType"], digest=Digest(entry["digest"]), size_bytes=int(entry["size"]))
 
 

@@ -24,7 +24,7 @@ from shipway.artifacts import Descriptor, Digest, ImageRef
 from shipway.console import Tell
 from shipway.errors import DockerFailed, DockerMissing, ImageError
 from shipway.oci.archive import CHUNK
-from shipway.oci.compose import CONFIG, MANIFEST, TAR, TAR_GZIP, Source, canonical
+from shipway.oci.compose import CONFIG, MANIFEST, TAR, TAR_GZIP, Source, blob_entry, canonical
 from shipway.oci.dockerfile import NAME, Recipe
 from shipway.oci.images import Images, described
 from shipway.oci.staging import staging, writing
@@ -113,8 +113,8 @@ def _store(archive: Path, images: Images, name: str, tell: Tell) -> Digest:
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
-            "config": _entry(described(config, CONFIG)),
-            "layers": [_entry(blob) for blob, _ in blobs],
+            "config": blob_entry(described(config, CONFIG)),
+            "layers": [blob_entry(blob) for blob, _ in blobs],
         }
     )
     with images.pushing():
@@ -162,7 +162,3 @@ def _pieces(archive: Path, path: str) -> Iterator[bytes]:
     with tarfile.open(archive) as tar, _member(tar, path) as file:
         while piece := file.read(CHUNK):
             yield piece
-
-
-def _entry(blob: Descriptor) -> dict[str, Any]:
-    return {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size_bytes}

@@ -145,7 +145,7 @@ def _is_stale(old: Attached, new: Attachment, now_s: float) -> bool:
 
 
 def _bill(image: Image, data: bytes) -> Attachment:
-    return Attachment(kind=_SBOM, media_type=sbom.MEDIA_TYPE, data=data, created=compose.labels(image)[CREATED])
+    return Attachment(kind=_SBOM, media_type=sbom.MEDIA_TYPE, data=data, created=compose.created(image))
 
 
 def _statement(image: Image, evidence: Evidence, finished_s: float) -> Attachment:

@@ -16,7 +16,7 @@ from pathlib import Path
 from shipway.artifacts import Descriptor, Digest, Layer
 from shipway.checkout import Checkout, TreeFile
 from shipway.errors import ImageError, ImageMissing
-from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, canonical, layer_entry, read_layer
+from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, blob_entry, canonical, layer_entry, read_layer
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described
 from shipway.oci.staging import write_whole
 from shipway.tarball import Entry, collect, link_stays_inside
@@ -143,13 +143,14 @@ def remember(images: Images, key: str, layers: Sequence[Layer]) -> None:
     entries = [layer_entry(layer) for layer in layers]
     for entry, layer in zip(entries, layers, strict=True):
         entry["annotations"][_DIFF_ID] = layer.diff_id
-    images.add(described(EMPTY, EMPTY_TYPE), lambda: [EMPTY])
+    empty = described(EMPTY, EMPTY_TYPE)
+    images.add(empty, lambda: [EMPTY])
     manifest = canonical(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "artifactType": "application/vnd.shipway.layers.v1",
-            "config": {"mediaType": EMPTY_TYPE, "digest": Digest.of(EMPTY), "size": len(EMPTY)},
+            "config": blob_entry(empty),
             "layers": entries,
         }
     )

@@ -123,7 +123,7 @@ class Layout:
     def tag(self, name: str, manifest: bytes, media_type: str) -> None:
         """See `Images.tag`; raises `PushError`, `ImageCorrupt`."""
         self.put(manifest, media_type)
-        about = {"mediaType": media_type, "digest": Digest.of(manifest), "size": len(manifest)}
+        about = compose.blob_entry(described(manifest, media_type))
         with self._index_locked():
             others = [old for old in self._index() if _name(old) != name]
             self._write_index([*others, {**about, "annotations": {_NAME: name}}])

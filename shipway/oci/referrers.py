@@ -16,7 +16,7 @@ from typing import Any
 
 from shipway.artifacts import Descriptor, Digest
 from shipway.errors import ImageCorrupt, PushError
-from shipway.oci.compose import INDEX, MANIFEST, canonical
+from shipway.oci.compose import INDEX, MANIFEST, blob_entry, canonical, read_blob
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described, document
 
 KIND = "dev.shipway.kind"
@@ -47,9 +47,9 @@ class Attachment:
                 "schemaVersion": 2,
                 "mediaType": MANIFEST,
                 "artifactType": self.media_type,
-                "config": _entry(described(EMPTY, EMPTY_TYPE)),
-                "layers": [_entry(self.blob)],
-                "subject": _entry(subject),
+                "config": blob_entry(described(EMPTY, EMPTY_TYPE)),
+                "layers": [blob_entry(self.blob)],
+                "subject": blob_entry(subject),
                 "annotations": self._annotations,
             }
         )
@@ -57,7 +57,7 @@ class Attachment:
     def entry(self, subject: Descriptor) -> dict[str, Any]:
         """Return how the index of `subject` names it."""
         manifest = described(self.manifest(subject), MANIFEST)
-        return {**_entry(manifest), "artifactType": self.media_type, "annotations": self._annotations}
+        return {**blob_entry(manifest), "artifactType": self.media_type, "annotations": self._annotations}
 
     @property
     def _annotations(self) -> dict[str, str]:
@@ -121,7 +121,7 @@ def content(images: Images, each: Attached) -> bytes:
     """Return an attached document; raises `ImageMissing`, `ImageCorrupt`."""
     try:
         (layer,) = json.loads(images.read(each.descriptor.digest))["layers"]
-        blob = _descriptor(layer)
+        blob = read_blob(layer)
     except (ValueError, KeyError, TypeError) as error:
         raise ImageCorrupt(f"{images.repository}@{each.descriptor.digest} holds no single document") from error
     return document(images, blob)
@@ -143,15 +143,7 @@ def _index(images: Images, subject: Digest) -> list[tuple[Attached, dict[str, An
 
 def _parsed(entry: Mapping[str, Any]) -> Attached:
     return Attached(
-        descriptor=_descriptor(entry),
+        descriptor=read_blob(entry),
         artifact_type=str(entry.get("artifactType", "")),
         annotations=dict(entry.get("annotations") or {}),
     )
-
-
-def _descriptor(entry: Mapping[str, Any]) -> Descriptor:
-    return Descriptor(media_type=entry["mediaType"], digest=Digest(entry["digest"]), size_bytes=int(entry["size"]))
-
-
-def _entry(blob: Descriptor) -> dict[str, Any]:
-    return {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size_bytes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,23 +14,10 @@ from shipway.errors import ImageCorrupt
 from shipway.oci import compose
 from shipway.oci.referrers import name_for
 from shipway.site import Site
-from tests.attested import WHO, pushed
-from tests.fake_registry import FakeRegistry, repository
+from tests.attested import WHO, pushed, site_here, site_shared
+from tests.fake_registry import FakeRegistry
 
 LONG_AGO_S = 1_700_000_000.0
-SETTINGS = """
-[project]
-name = "shop"
-[model]
-name = "net"
-store = "models"
-[service]
-command = ["serve"]
-[push]
-keep = 2
-[env.shared.push]
-repository = "localhost:5000/team/service"
-"""
 
 
 @pytest.fixture
@@ -41,17 +27,12 @@ def fake() -> FakeRegistry:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Site:
-    """An environment whose images are in the layout."""
-    (tmp_path / "release.toml").write_text(SETTINGS)
-    return Site.open(tmp_path, environment=None, environ={})
+    return site_here(tmp_path)
 
 
 @pytest.fixture
 def shared(here: Site, fake: FakeRegistry) -> Iterator[Site]:
-    """An environment whose images are in a registry."""
-    site = Site.open(here.root, environment="shared", environ={})
-    with closing(repository(fake)) as images:
-        vars(site)["images"] = images
+    with site_shared(here, fake) as site:
         yield site
 
 

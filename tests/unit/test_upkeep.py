@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,11 @@ from shipway.oci import compose
 from shipway.oci.compose import MANIFEST
 from shipway.oci.referrers import attached
 from shipway.site import Site
-from tests.attested import BASE, WHO, composed, push, pushed, said_of
-from tests.fake_registry import FakeRegistry, repository
+from tests.attested import BASE, WHO, composed, push, pushed, said_of, site_here, site_shared
+from tests.fake_registry import FakeRegistry
 from tests.images_contract import store_image
 
 LOCAL = "urn:shipway:builder:local"
-SETTINGS = """
-[project]
-name = "shop"
-[model]
-name = "net"
-store = "models"
-[service]
-command = ["serve"]
-[push]
-keep = 2
-[env.shared.push]
-repository = "localhost:5000/team/service"
-"""
 
 
 @pytest.fixture
@@ -43,17 +29,12 @@ def fake() -> FakeRegistry:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Site:
-    """An environment whose images are in the layout."""
-    (tmp_path / "release.toml").write_text(SETTINGS)
-    return Site.open(tmp_path, environment=None, environ={})
+    return site_here(tmp_path)
 
 
 @pytest.fixture
 def shared(here: Site, fake: FakeRegistry) -> Iterator[Site]:
-    """An environment whose images are in a registry."""
-    site = Site.open(here.root, environment="shared", environ={})
-    with closing(repository(fake)) as images:
-        vars(site)["images"] = images
+    with site_shared(here, fake) as site:
         yield site
 
 
