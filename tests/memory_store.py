@@ -55,6 +55,9 @@ class MemoryStore:
         for at in range(start, len(data), 1000):
             yield data[at : at + 1000]
 
+    def delete(self, key: str) -> None:
+        self.objects.pop(key, None)
+
     def children(self, folder: str) -> list[str]:
         prefix = f"{folder}/" if folder else ""
         return sorted({key.removeprefix(prefix).split("/")[0] for key in self.objects if key.startswith(prefix)})
@@ -93,6 +96,10 @@ class Wrapped:
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
         self.calls["stream"] += 1
         return self._store.stream(key, start=start)
+
+    def delete(self, key: str) -> None:
+        self.calls["delete"] += 1
+        self._store.delete(key)
 
     def children(self, folder: str) -> list[str]:
         self.calls["children"] += 1

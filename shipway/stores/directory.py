@@ -68,6 +68,13 @@ class Directory:
         with _translated("read", self._path(key)):
             yield from durable.read(self._path(key), start=start)
 
+    def delete(self, key: str) -> None:
+        """See `Store.delete`."""
+        path = self._path(key)
+        with contextlib.suppress(ModelMissing), _translated("delete", path):
+            path.unlink()
+            durable.sync_folder(path.parent)
+
     def children(self, folder: str) -> list[str]:
         """See `Store.children`; hidden names are not ours."""
         path = self._path(folder) if folder else self._folder

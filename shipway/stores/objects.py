@@ -42,5 +42,8 @@ class Store(Protocol):
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
         """Yield an object's bytes from `start` on; raises `ModelMissing` when there is none."""
 
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
     def children(self, folder: str) -> list[str]:
         """Return the names, objects and folders alike, directly in a folder; `""` is the top."""

@@ -141,6 +141,29 @@ def test_children_are_the_names_directly_below(store: Store) -> None:
     assert store.children("m/aliases") == []
 
 
+def test_delete_removes_one_object_and_is_content_when_there_is_none(store: Store) -> None:
+    store.create("a/1.json", b"{}")
+    store.create("a/2.json", b"{}")
+
+    for _ in range(2):
+        store.delete("a/1.json")
+
+    assert store.read("a/1.json") is None
+    assert store.children("a") == ["2.json"]
+    assert store.create("a/1.json", b"again")
+
+
+def test_delete_wins_over_a_replace_of_what_was_read_before(store: Store) -> None:
+    store.create("a/b.json", b"first")
+    seen = store.read("a/b.json")
+    assert seen is not None
+
+    store.delete("a/b.json")
+
+    assert not store.replace("a/b.json", b"second", etag=seen.etag)
+    assert store.read("a/b.json") is None
+
+
 # -- faults of what is streamed: never accepted, never cached ------------------------------
 
 FAULTS: dict[str, Fault] = {
