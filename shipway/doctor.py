@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from shipway.console import size
 from shipway.errors import Interrupted, NotConfigured, NotReady, ShipwayError
@@ -27,7 +28,12 @@ class Finding:
 
 def examine(site: Site) -> tuple[Finding, ...]:
     """Look at everything; what is not well hides nothing else."""
-    return tuple(_finding(what, look, site) for what, look in _LOOKS.items())
+    findings = [_finding(what, partial(look, site)) for what, look in _LOOKS.items()]
+    try:
+        looks = site.target.looks()
+    except ShipwayError as error:
+        return (*findings, Finding(what="target", well=False, seen=str(error)))
+    return (*findings, *(_finding(what, look) for what, look in looks.items()))
 
 
 def require_all_well(findings: Sequence[Finding]) -> None:
@@ -37,9 +43,9 @@ def require_all_well(findings: Sequence[Finding]) -> None:
         raise NotReady(f"not ready for a release: {', '.join(bad)}")
 
 
-def _finding(what: str, look: Callable[[Site], str], site: Site) -> Finding:
+def _finding(what: str, look: Callable[[], str]) -> Finding:
     try:
-        return Finding(what=what, well=True, seen=look(site))
+        return Finding(what=what, well=True, seen=look())
     except Interrupted:
         raise
     except (ShipwayError, OSError) as error:
@@ -67,14 +73,6 @@ def _model(site: Site) -> str:
     return f"{site.settings.model.alias} is {model.name} {model.version}, {size(model.size_bytes)}, all files there"
 
 
-def _target(site: Site) -> str:
-    live = site.target.current()
-    if live:
-        return f"{live.version} on {live.url}, {'healthy' if live.healthy else 'not healthy'}"
-    site.target.require_free()
-    return f"nothing serves; {site.target.url} is free"
-
-
 def _images(site: Site) -> str:
     return site.images.examined()
 
@@ -97,7 +95,6 @@ _LOOKS: dict[str, Callable[[Site], str]] = {
     "requirements": _requirements,
     "model": _model,
     "images": _images,
-    "target": _target,
     "lock": _lock,
     "disk": _disk,
 }

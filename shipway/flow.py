@@ -62,15 +62,15 @@ def deploy(
             turn.held.discard_candidate()  # a killed release of another version may have left one
             return _closed(site, turn, "unchanged" if turn.passed_before() else "released")
         turn.refuse_what_failed(force=force)
-        folder = site.unpacked(wanted.digest)
+        golden = site.golden(turn.version)
         with turn.going_back():
-            candidate = rollout_stage.start(turn.held, wanted, folder, site.tell)
-            rollout_stage.ask_golden(candidate.url, turn.version.model, folder, site.tell)
+            candidate = rollout_stage.start(turn.held, wanted, site.tell, as_before=kind == "rollback")
+            rollout_stage.ask_golden(candidate.url, turn.version, golden, site.tell)
             _measure_candidate(site, turn, candidate.url)
             rollout_stage.promote(turn.held, candidate, site.tell)
-            _measure_public(site, turn, folder)
+            _measure_public(site, turn)
             rollout_stage.settle(turn.held, site.tell)
-            rollout_stage.ask_golden(turn.target.url, turn.version.model, folder, site.tell)
+            rollout_stage.ask_golden(turn.target.url, turn.version, golden, site.tell)
         deployed = _closed(site, turn, "rolled back" if kind == "rollback" else "released")
         upkeep.clean_up(site)
         return deployed
@@ -192,10 +192,10 @@ def loadcheck(site: Site, *, url: str | None) -> LoadReport:
     """
     live = None if url else site.target.current()
     if live:
-        url, folder, builds = live.url, _model_folder(site, live.version), {live.version.build}
+        url, folder, builds = live.url, site.golden(live.version), {live.version.build}
     elif url:
         catalogue, model = model_stage.resolve(site.settings.model, root=site.root, version=None, tell=site.tell)
-        folder = model_stage.golden_exchanges(catalogue, model, cache=site.cache, tell=site.tell)
+        folder = catalogue.golden_exchanges(compose.model_ref(model), cache=site.cache, tell=site.tell)
         builds = None
     else:
         raise ConfigError(f"nothing serves in {site.environment}", advice="say which address: --url http://…")
@@ -239,7 +239,7 @@ def plan(site: Site, *, version: int | None = None) -> Plan:
 
 
 def stop(site: Site, *, wait: bool = False) -> Version | None:
-    """End what serves on this machine, and return what that was; `deploy` or `release` starts it again."""
+    """End what serves in the environment, and return what that was; `deploy` or `release` starts it again."""
     with site.lock.acquire(owner=site.who, what="stop", wait=wait, tell=site.tell):
         live = site.target.current()
         site.target.stop()
@@ -286,7 +286,7 @@ def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
     report = _measure(
         site,
         url,
-        model=_model_folder(site, turn.version),
+        model=site.golden(turn.version),
         seconds=site.settings.loadcheck.seconds,
         builds={turn.version.build},
         baseline_p95_ms=turn.baseline_p95_ms,
@@ -295,21 +295,22 @@ def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
     loadcheck_stage.require_pass(report)
 
 
-def _measure_public(site: Site, turn: Turn, folder: Path) -> None:
-    """Hold what users meet against the limits, while the version before still serves beside.
+def _measure_public(site: Site, turn: Turn) -> None:
+    """Hold what users meet against the limits; on some targets the version before still serves beside.
 
-    If that fails, the version before may be the culprit; then it must not stand in the way
+    If that fails there, the version before may be the culprit; then it must not stand in the way
     of its own replacement. So the new one is taken away, and the old one measured alone.
     """
     if turn.is_trusted:
         return
     before = turn.previous.version if turn.previous else None
-    report = _measure_live(site, turn, turn.version, *([before] if before else []))
-    if report.verdict != "pass" and before:
+    met = turn.target.met(turn.version, before)
+    report = _measure_live(site, turn, *met)
+    if report.verdict != "pass" and before in met and before:
         turn.held.undo(before)
         if _measure_live(site, turn, before).verdict != "pass":
             site.tell.warn(f"what serves now, {before}, does not pass itself: it goes before the new one is measured")
-            candidate = rollout_stage.start(turn.held, read_image(site.images, turn.version.digest), folder, site.tell)
+            candidate = rollout_stage.start(turn.held, read_image(site.images, turn.version.digest), site.tell)
             rollout_stage.promote(turn.held, candidate, site.tell)
             rollout_stage.settle(turn.held, site.tell)
             report = _measure_live(site, turn, turn.version)
@@ -322,7 +323,7 @@ def _measure_live(site: Site, turn: Turn, *versions: Version) -> LoadReport:
     return _measure(
         site,
         turn.target.url,
-        model=_model_folder(site, versions[0]),
+        model=site.golden(versions[0]),
         seconds=site.settings.loadcheck.public_seconds,
         builds={version.build for version in versions},
         check_answers=len({version.model.digest for version in versions}) == 1,
@@ -354,10 +355,6 @@ def _measure(
         tell=site.tell,
         check_answers=check_answers,
     )
-
-
-def _model_folder(site: Site, version: Version) -> Path:
-    return site.unpacked(version.digest) / version.model.folder
 
 
 def _closed(site: Site, turn: Turn, outcome: Outcome) -> Deployed:

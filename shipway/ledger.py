@@ -1,15 +1,18 @@
 """Who may change an environment now, and what was tried there.
 
-Owns the lock and the records of attempts: plain JSON files that are replaced whole. Knows
-nothing of targets or stages. A process that is killed leaves both behind: its lock is taken
-over at once on the same host and after its expiry elsewhere, and its record is closed by
-whoever comes next. A file that is torn, or not ours, hides nothing else.
+Owns the lock and the records of attempts, whatever keeps them: a `Slot` holds the lock, and
+`Records` the attempts. Here both are plain JSON files that are replaced whole; a target that
+many machines share brings its own. Knows nothing of targets or stages. A process that is
+killed leaves both behind: its lock is taken over at once on the same host and after its expiry
+elsewhere, and its record is closed by whoever comes next. What is torn, or not ours, hides
+nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -20,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import TypeAdapter
 
@@ -29,8 +32,6 @@ from shipway.console import Tell
 from shipway.errors import LockHeld, LockLost, ShipwayError
 
 Outcome = Literal["released", "rolled back", "unchanged", "failed", "undone", "interrupted", "killed"]
-
-_POLL_S = 0.2
 
 
 def write(path: Path, text: str) -> None:
@@ -89,13 +90,42 @@ class Holder:
         return f"{self.owner} on {self.host} (process {self.pid}), since {since}: {self.what}"
 
 
-class Lock:
-    """A lease in a file, renewed by a thread for as long as its holder runs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A lock as it was read. `etag` is another after each change, and `None` where nothing was ever written."""
 
-    def __init__(self, file: Path, *, lease_s: float, clock: Callable[[], float] = time.time) -> None:
-        """Use `file`; a holder that does not renew for `lease_s` has lost it."""
-        self._file = file
+    holder: Holder | None
+    etag: str | None
+
+
+class Slot(Protocol):
+    """Where one lock is kept. Whoever changes it must have seen the last change."""
+
+    @property
+    def poll_s(self) -> float:
+        """How often somebody who waits may look."""
+
+    def read(self) -> Seen:
+        """Return what is there; what cannot be understood is nobody."""
+
+    def write(self, holder: Holder, seen: Seen) -> bool:
+        """Replace what was `seen`, or return false because it is not what is there any more."""
+
+
+class Lock:
+    """A lease, renewed by a thread for as long as its holder runs."""
+
+    def __init__(
+        self, slot: Slot, *, lease_s: float, doubt_s: float = 0, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Keep it in `slot`; a holder that does not renew for `lease_s` has lost it.
+
+        Where clocks of several machines may differ, one that seems to have run out is watched
+        for `doubt_s` before it is taken over: whoever renews it meanwhile lives.
+        """
+        self._slot = slot
         self._lease_s = lease_s
+        self._doubt_s = doubt_s
         self._clock = clock
         self._mine: Holder | None = None
 
@@ -112,7 +142,7 @@ class Lock:
                 if holder.fence != told:
                     tell.say("rollout", f"waiting for {holder}")
                     told = holder.fence
-                time.sleep(_POLL_S)
+                time.sleep(self._slot.poll_s)
             renewal.start()
             yield self
         finally:
@@ -121,26 +151,27 @@ class Lock:
 
     def check(self) -> None:
         """Renew the lease, or raise `LockLost`: to be called before each change."""
-        with self._guard():
-            holder, mine = self._read(), self._mine
+        while True:
+            seen, mine = self._slot.read(), self._mine
+            holder = seen.holder
             if mine is None or holder is None or holder.fence != mine.fence:
                 raise LockLost(f"the lock was lost to {holder}" if holder else "the lock is not held any more")
-            self._record(replace(mine, expires=self._clock() + self._lease_s))
+            if self._slot.write(replace(mine, expires=self._clock() + self._lease_s), seen):
+                return
 
     def holder(self) -> Holder | None:
         """Return who holds the lock now."""
-        holder = self._read()
+        holder = self._slot.read().holder
         return None if holder is None or self._over(holder) else holder
 
     def _take(self, owner: str, what: str, tell: Tell) -> Holder | None:
         """Take the lock and return `None`, or return who holds it."""
-        with self._guard():
-            last, now = self._read(), self._clock()
-            if last and not self._over(last):
+        while True:
+            seen = self._slot.read()
+            last, now = seen.holder, self._clock()
+            if last and (not self._over(last) or self._lives(last, seen)):
                 return last
-            if last and last.expires:
-                tell.warn(f"taking over a lock whose holder is gone: {last}")
-            self._mine = Holder(
+            mine = Holder(
                 owner=owner,
                 what=what,
                 host=socket.gethostname(),
@@ -148,15 +179,24 @@ class Lock:
                 process=proc.identity(os.getpid()),
                 since=now,
                 expires=now + self._lease_s,
-                fence=max(last.fence + 1 if last else 0, int(now)),  # grows even if the file was deleted
+                fence=max(last.fence + 1 if last else 0, int(now)),  # grows even if what was kept is gone
             )
-            self._record(self._mine)
-            return None
+            if self._slot.write(mine, seen):
+                if last and last.expires:
+                    tell.warn(f"taking over a lock whose holder is gone: {last}")
+                self._mine = mine
+                return None
 
     def _over(self, holder: Holder) -> bool:
-        if holder.expires <= self._clock():
-            return True
-        return holder.host == socket.gethostname() and proc.gone(holder.pid, holder.process)
+        return holder.expires <= self._clock() or _ended_here(holder)
+
+    def _lives(self, holder: Holder, seen: Seen) -> bool:
+        """Watch one that seems to have run out for a sign of life."""
+        if not (self._doubt_s and holder.expires) or _ended_here(holder):
+            return False
+        time.sleep(self._doubt_s)
+        later = self._slot.read()
+        return bool(later.etag != seen.etag and later.holder and later.holder.expires)
 
     def _keep(self, ended: threading.Event) -> None:
         while not ended.wait(self._lease_s / 3):
@@ -168,30 +208,51 @@ class Lock:
                 continue  # a full disk may have room again; if not, the lease runs out
 
     def _drop(self, tell: Tell) -> None:
-        with self._guard():
-            holder, mine, self._mine = self._read(), self._mine, None
-            if mine and holder and holder.fence == mine.fence:
-                try:
-                    self._record(replace(mine, expires=0))
-                except ShipwayError as error:  # no reason to fail: the next one sees that this process is gone
-                    tell.warn(f"the lock is left behind: {error.message}")
-
-    def _read(self) -> Holder | None:
+        mine, self._mine = self._mine, None
+        if mine is None:
+            return
         try:
-            return TypeAdapter(Holder).validate_json(self._file.read_bytes())
-        except (OSError, ValueError):
-            return None
+            while (seen := self._slot.read()).holder and seen.holder and seen.holder.fence == mine.fence:
+                if self._slot.write(replace(mine, expires=0), seen):
+                    return
+        except ShipwayError as error:  # no reason to fail: the next one sees that this process is gone
+            tell.warn(f"the lock is left behind: {error.message}")
 
-    def _record(self, holder: Holder) -> None:
-        write(self._file, json.dumps(asdict(holder), indent=1) + "\n")
 
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Exclude all others for the moment that reading and writing takes."""
+def _ended_here(holder: Holder) -> bool:
+    return holder.host == socket.gethostname() and proc.gone(holder.pid, holder.process)
+
+
+class FileSlot:
+    """A lock in a file."""
+
+    poll_s = 0.2
+
+    def __init__(self, file: Path) -> None:
+        """Use `file`, and one beside it that excludes others for the moment that a change takes."""
+        self._file = file
+
+    def read(self) -> Seen:
+        """See `Slot.read`; a torn or foreign file is nobody."""
+        try:
+            data = self._file.read_bytes()
+        except OSError:
+            return Seen(holder=None, etag=None)
+        try:
+            holder = TypeAdapter(Holder).validate_json(data)
+        except ValueError:
+            holder = None
+        return Seen(holder=holder, etag=hashlib.sha256(data).hexdigest())
+
+    def write(self, holder: Holder, seen: Seen) -> bool:
+        """See `Slot.write`."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.with_suffix(".guard").open("ab") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
-            yield
+            if self.read().etag != seen.etag:
+                return False
+            write(self._file, json.dumps(asdict(holder), indent=1) + "\n")
+            return True
 
 
 # -- the records ---------------------------------------------------------------------------
@@ -216,18 +277,35 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Ledger:
-    """The attempts in one environment, a file each, never overwritten by another attempt."""
+class Records(Protocol):
+    """Where the records of attempts are kept, as texts by number."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Keep the records in `folder`."""
-        self._folder = folder
+    @property
+    def shared(self) -> bool:
+        """Whether machines that cannot see one another's processes write here."""
+
+    def all(self) -> Mapping[int, bytes]:
+        """Return everything, by ascending number; what cannot be read is empty."""
+
+    def create(self, number: int, text: str) -> bool:
+        """Write a new record, or return false because there is one of this number."""
+
+    def replace(self, number: int, text: str) -> None:
+        """Write a record anew, whole."""
+
+
+class Ledger:
+    """The attempts in one environment, a record each, never overwritten by another attempt."""
+
+    def __init__(self, records: Records, *, clock: Callable[[], float] = time.time) -> None:
+        """Keep them in `records`."""
+        self._records = records
         self._clock = clock
 
     def begin(self, kind: str, *, who: str, **facts: Any) -> Attempt:
         """Record that an attempt begins, under the next free number."""
         record = Record(
-            number=max((int(path.stem) for path in self._files()), default=0) + 1,
+            number=max(self._records.all(), default=0) + 1,
             kind=kind,
             who=who,
             host=socket.gethostname(),
@@ -236,44 +314,38 @@ class Ledger:
             began=self._clock(),
             facts=facts,
         )
-        while True:
-            path = self._path(record.number)
-            with contextlib.suppress(FileExistsError), _whole(path, _text(record)) as temporary:
-                path.hardlink_to(temporary)
-                return Attempt(record, path, self._clock)
+        while not self._records.create(record.number, _text(record)):
             record = replace(record, number=record.number + 1)
+        return Attempt(record, self._records, self._clock)
 
     def attempts(self) -> tuple[Record, ...]:
         """Return all records that can be read, oldest first."""
-        return tuple(record for path in self._files() if (record := _parsed(path)))
+        return tuple(record for number, data in self._records.all().items() if (record := _parsed(number, data)))
 
     def close_dead(self) -> tuple[Record, ...]:
-        """Close, as killed, the open attempts whose process is gone; return them."""
+        """Close, as killed, the open attempts that nobody goes on with, and return them; the lock must be held.
+
+        That is one whose process is gone. Of one elsewhere nothing is known, but where all
+        machines share one lock, whoever holds it is alone.
+        """
         dead = tuple(
             replace(record, outcome="killed")
             for record in self.attempts()
-            if not record.outcome and record.host == socket.gethostname() and proc.gone(record.pid, record.process)
+            if not record.outcome
+            and (proc.gone(record.pid, record.process) if record.host == socket.gethostname() else self._records.shared)
         )
         for record in dead:
-            write(self._path(record.number), _text(record))
+            self._records.replace(record.number, _text(record))
         return dead
-
-    def _files(self) -> list[Path]:
-        return sorted(
-            (path for path in self._folder.glob("*.json") if path.stem.isdecimal()), key=lambda path: int(path.stem)
-        )
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number:04}.json"
 
 
 class Attempt:
     """An attempt that runs; closed once, with what came of it."""
 
-    def __init__(self, record: Record, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, record: Record, records: Records, clock: Callable[[], float]) -> None:
         """Go on with a record that `Ledger.begin` has made."""
         self.record = record
-        self._path = path
+        self._records = records
         self._clock = clock
 
     def note(self, **facts: Any) -> None:
@@ -287,17 +359,54 @@ class Attempt:
         return self.record
 
     def _write(self, record: Record) -> None:
-        write(self._path, _text(record))
+        self._records.replace(record.number, _text(record))
         self.record = record
+
+
+class FileRecords:
+    """Records in a folder, a file each."""
+
+    shared = False
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`."""
+        self._folder = folder
+
+    def all(self) -> dict[int, bytes]:
+        """See `Records.all`."""
+        numbers = sorted(int(path.stem) for path in self._folder.glob("*.json") if path.stem.isdecimal())
+        return {number: self._read(number) for number in numbers}
+
+    def create(self, number: int, text: str) -> bool:
+        """See `Records.create`."""
+        try:
+            with _whole(self._path(number), text) as temporary:
+                self._path(number).hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        return True
+
+    def replace(self, number: int, text: str) -> None:
+        """See `Records.replace`."""
+        write(self._path(number), text)
+
+    def _read(self, number: int) -> bytes:
+        try:
+            return self._path(number).read_bytes()
+        except OSError:
+            return b""
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:04}.json"
 
 
 def _text(record: Record) -> str:
     return json.dumps(asdict(record), indent=1) + "\n"
 
 
-def _parsed(path: Path) -> Record | None:
+def _parsed(number: int, data: bytes) -> Record | None:
     try:
-        record = TypeAdapter(Record).validate_json(path.read_bytes())
-    except (OSError, ValueError):
+        record = TypeAdapter(Record).validate_json(data)
+    except ValueError:
         return None
-    return record if record.number == int(path.stem) else None
+    return record if record.number == number else None

@@ -17,18 +17,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from shipway.artifacts import Digest, Snapshot
+from shipway.artifacts import Digest, Snapshot, Version
 from shipway.checkout import Checkout
 from shipway.config import FILE, ImageSettings, Loaded, Settings, load
 from shipway.console import Console
 from shipway.errors import CheckoutError, ConfigError, NotConfigured, ToolMissing
-from shipway.ledger import Ledger, Lock
+from shipway.ledger import FileRecords, FileSlot, Ledger, Lock
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
 from shipway.oci.unpack import fetch, unpack
 from shipway.oci.wheels import Target
 from shipway.proc import Proc
 from shipway.stores import Catalogue, open_catalogue
+from shipway.targets import Target as Place
 from shipway.targets.local import Local
 
 
@@ -144,15 +145,15 @@ class Site:
     @property
     def ledger(self) -> Ledger:
         """The records of what was tried in this environment."""
-        return Ledger(self._home / "history")
+        return Ledger(FileRecords(self._home / "history"))
 
     @property
     def lock(self) -> Lock:
         """Who may change this environment now."""
-        return Lock(self._home / "lock.json", lease_s=self.settings.rollout.lock_s)
+        return Lock(FileSlot(self._home / "lock.json"), lease_s=self.settings.rollout.lock_s)
 
     @property
-    def target(self) -> Local:
+    def target(self) -> Place:
         """Where versions run. Raises `NotConfigured` for a target that this installation lacks."""
         settings = self.settings.rollout
         if settings.target != "local":
@@ -178,6 +179,15 @@ class Site:
                 f"[image] asks for Python {image.python} on {image.platform}",
                 advice="invoke build and invoke push work; to run it here, leave [image] python and platform out",
             )
+
+    def golden(self, version: Version) -> Path:
+        """Return a model folder that has the golden exchanges of what a version holds.
+
+        Where versions do not run on this machine it comes from the store, and holds nothing else.
+        """
+        if self.settings.rollout.target == "local":
+            return self.unpacked(version.digest) / version.model.folder
+        return self.catalogue.golden_exchanges(version.model, cache=self.cache, tell=self.tell)
 
     def unpacked(self, digest: Digest) -> Path:
         """Return the folder that holds the image's `srv`, fetched and unpacked where it is not there yet."""

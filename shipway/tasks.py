@@ -296,9 +296,9 @@ def stop(_c: Context, env: str = "", wait: bool = False, json: bool = False) -> 
 
 @command
 def logs(_c: Context, env: str = "", json: bool = False) -> None:
-    """Say in which folder the logs are of the versions that run, or ran, here."""
-    folder = str(_site(env).target.logs())
-    _print(folder, {"logs": folder}, as_json=json)
+    """Say where the logs are of the versions that run, or ran, here."""
+    where = _site(env).target.logs()
+    _print(where, {"logs": where}, as_json=json)
 
 
 @command

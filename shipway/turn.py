@@ -27,8 +27,7 @@ from shipway.errors import (
     WrongBuild,
 )
 from shipway.ledger import Attempt, Ledger, Lock, Outcome, Record
-from shipway.targets import Live
-from shipway.targets.local import Local
+from shipway.targets import Live, Target
 
 _GOOD = frozenset({"released", "rolled back"})
 # What proves the version bad. All else (a taken port, a full disk, a signal) is not its fault.
@@ -45,7 +44,7 @@ class Turn:
     kind: str
     version: Version
     previous: Live | None
-    target: Local
+    target: Target
     lock: Lock
     ledger: Ledger
     attempt: Attempt
@@ -53,18 +52,17 @@ class Turn:
     undone: bool = field(default=False, init=False)
 
     @property
-    def held(self) -> Local:
+    def held(self) -> Target:
         """The target, the lock proven to be ours still: to be asked for before each change."""
         self.lock.check()
         return self.target
 
     @property
     def serves_already(self) -> bool:
-        """Whether the wanted image is what users are served, where the settings say, and it is well."""
+        """Whether the wanted image is what users are served, as the settings say, and it is well."""
         live = self.previous
-        return bool(
-            live and live.healthy and live.version.digest == self.version.digest and live.url == self.target.url
-        )
+        same = live and live.healthy and live.version.digest == self.version.digest
+        return bool(live and same and self.target.is_as_wanted(live))
 
     @property
     def baseline_p95_ms(self) -> float | None:
@@ -141,7 +139,7 @@ class Turn:
 
 @contextlib.contextmanager
 def take(
-    kind: str, version: Version, *, who: str, wait: bool, target: Local, lock: Lock, ledger: Ledger, tell: Tell
+    kind: str, version: Version, *, who: str, wait: bool, target: Target, lock: Lock, ledger: Ledger, tell: Tell
 ) -> Iterator[Turn]:
     """Hold the lock and an open record for the body; close the record as failed when it raises.
 

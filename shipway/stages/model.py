@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shipway.artifacts import Model, ModelFile
+from shipway.artifacts import Model
 from shipway.config import ModelSettings
 from shipway.console import Tell, size
 from shipway.errors import ConfigError, ModelUnfit
@@ -52,15 +52,6 @@ def resolve(settings: ModelSettings, *, root: Path, version: int | None, tell: T
     model = catalogue.resolve(settings.name, published.version)
     tell.say("model", f"{model.name} {model.version} ({model.digest.short}, {size(model.size_bytes)})")
     return catalogue, model
-
-
-def golden_exchanges(catalogue: Catalogue, model: Model, *, cache: Path, tell: Tell) -> Path:
-    """Return a model folder that holds the golden exchanges and what they send, but no weights."""
-
-    def is_wanted(file: ModelFile) -> bool:
-        return file.path.startswith("golden/") and not file.path.startswith("golden/tensors/")
-
-    return catalogue.pull(model, cache=cache, tell=tell, only=is_wanted)
 
 
 def require_fit(published: ModelVersion, contract: Contract) -> None:

@@ -11,32 +11,31 @@ import sys
 from pathlib import Path
 
 from shipway import exchanges
-from shipway.artifacts import Image, ModelRef
+from shipway.artifacts import Image, Version
 from shipway.console import Tell
 from shipway.errors import GoldenAnswersWrong
 from shipway.oci import compose
 from shipway.proc import Run
-from shipway.targets import Candidate, launch
+from shipway.targets import Candidate, Target, launch
 from shipway.targets.daemon import Address, require_free
-from shipway.targets.local import Local
 
 _ANSWER_S = 30.0
 _SHOWN = 10
 
 
-def start(target: Local, image: Image, root: Path, tell: Tell) -> Candidate:
-    """Start the image, unpacked in `root`, where users cannot reach it; return once it is ready.
+def start(target: Target, image: Image, tell: Tell, *, as_before: bool = False) -> Candidate:
+    """Start the image where users cannot reach it, or, `as_before`, as it was started then; return once it is ready.
 
     Raises `CandidateFailed` with its last words, or `WrongBuild`.
     """
-    candidate = target.start(compose.version(image), config=image.config, root=root)
+    candidate = target.start(compose.version(image), image, as_before=as_before)
     tell.say("rollout", f"candidate ready on {candidate.url}")
     return candidate
 
 
-def ask_golden(url: str, model: ModelRef, root: Path, tell: Tell) -> None:
-    """Play the golden exchanges of the model in `root`; raise `GoldenAnswersWrong` that names cases and fields."""
-    cases = exchanges.load(root / model.folder)
+def ask_golden(url: str, version: Version, golden: Path, tell: Tell) -> None:
+    """Play the exchanges of the model in `golden`; raise `GoldenAnswersWrong` that names cases and fields."""
+    model, cases = version.model, exchanges.load(golden)
     wrong = exchanges.play(url, cases, _ANSWER_S)
     if wrong:
         more = f"\n… and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -50,13 +49,13 @@ def ask_golden(url: str, model: ModelRef, root: Path, tell: Tell) -> None:
         tell.warn(f"{model.name} {model.version} has no golden exchanges, so its answers were not checked")
 
 
-def promote(target: Local, candidate: Candidate, tell: Tell) -> None:
-    """Let users meet the candidate's version, beside the one before; raise `PromotionFailed`."""
+def promote(target: Target, candidate: Candidate, tell: Tell) -> None:
+    """Let users meet the candidate's version; raise `PromotionFailed`."""
     target.promote(candidate)
     tell.say("rollout", f"build {candidate.version.build[:12]} answers users")
 
 
-def settle(target: Local, tell: Tell) -> None:
+def settle(target: Target, tell: Tell) -> None:
     """Let the version before finish its requests and end; raise `PromotionFailed`."""
     target.settle()
     tell.say("rollout", "it alone answers users now")

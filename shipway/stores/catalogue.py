@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from shipway import exchanges
-from shipway.artifacts import Model, ModelFile
+from shipway.artifacts import Model, ModelFile, ModelRef
 from shipway.config import Name
 from shipway.console import Tell, size
 from shipway.errors import AliasMoved, ModelCorrupt, ModelError, ModelMissing, ModelRefused
@@ -216,6 +216,23 @@ class Catalogue:
             for file in files:
                 blobs[file] = held.fetch(file, lambda file, start: self._stream(model, file, start), advance)
         return held.folder(blobs)
+
+    def golden_exchanges(self, ref: ModelRef, *, cache: Path, tell: Tell) -> Path:
+        """Return a model folder that holds the golden exchanges and what they send, but no weights.
+
+        Raises `ModelCorrupt` when the version is not the one that was pinned by its digest.
+        """
+        model = self.show(ref.name, ref.version).model
+        if model.digest != ref.digest:
+            raise ModelCorrupt(
+                f"version {ref.version} of {ref.name} in {self} is {model.digest}, but what runs holds {ref.digest}",
+                advice="look whether [model] store is the one that this image was built from",
+            )
+
+        def is_wanted(file: ModelFile) -> bool:
+            return file.path.startswith("golden/") and not file.path.startswith("golden/tensors/")
+
+        return self.pull(model, cache=cache, tell=tell, only=is_wanted)
 
     def layer_bytes(self, model: Model, *, cache: Path) -> Iterator[bytes]:
         """Yield the model's image layer; raises `ModelCorrupt` at the end of a file that is not the promised one."""

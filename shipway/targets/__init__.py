@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from shipway.artifacts import Version
+from shipway.artifacts import Digest, Image, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,3 +31,67 @@ class Candidate:
 
     version: Version
     url: str
+
+
+class Target(Protocol):
+    """A place where versions run. One caller at a time, under the environment's lock.
+
+    Every function may be called in any state, also in that which a killed release left.
+    """
+
+    @property
+    def url(self) -> str:
+        """The public address, or an empty text while nobody knows it."""
+
+    def current(self) -> Live | None:
+        """Return what users are served, as it really is; `None` when nothing was settled since the last stop."""
+
+    def is_as_wanted(self, live: Live) -> bool:
+        """Say whether what is live is served where, and in the way that, the settings say now."""
+
+    def digests(self) -> frozenset[Digest]:
+        """Return the versions that are in use, or that one goes back to without the images' own place."""
+
+    def looks(self) -> Mapping[str, Callable[[], str]]:
+        """Return what `invoke doctor` looks at here: each raises a `ShipwayError`, or says what was seen."""
+
+    def logs(self) -> str:
+        """Say where the logs are."""
+
+    # -- what a release does, in this order --------------------------------------------------
+
+    def start(self, version: Version, image: Image, *, as_before: bool) -> Candidate:
+        """Start a version where users cannot reach it; return when it is ready and says its build id.
+
+        What a killed release left is removed first. With `as_before` it is started as it was
+        when it served here, where that is known, whatever the checkout says now. Raises
+        `CandidateFailed` with its last words, at once when it is hopeless; `WrongBuild`; and
+        `ConfigError` when the settings do not fit what is there. Nothing is left of it then.
+        """
+
+    def promote(self, candidate: Candidate) -> None:
+        """Let the candidate's version serve users; return once it answered them.
+
+        Raises `CandidateFailed` when the candidate did not live until now, and `PromotionFailed`.
+        """
+
+    def met(self, version: Version, before: Version | None) -> tuple[Version, ...]:
+        """Return the versions that users may meet once `version` is promoted, and not settled yet."""
+
+    def settle(self) -> None:
+        """Write down that what was promoted last is the one to serve; return when it alone answers.
+
+        Raises `PromotionFailed` when something else answers afterwards.
+        """
+
+    def undo(self, previous: Version | None) -> None:
+        """Whatever the state: serve `previous` alone; with `None`, serve nothing.
+
+        Raises `UndoFailed` when that cannot be proven afterwards.
+        """
+
+    def discard_candidate(self) -> None:
+        """Remove every candidate; none is no error."""
+
+    def stop(self) -> None:
+        """End everything, gracefully; nothing counts as live then."""

@@ -5,18 +5,18 @@ candidate on a private port, or a public one. A promotion lets a public set of t
 version join the shared socket beside the old one; when that is settled, the old one
 finishes its requests and ends. So until then, an undo has but to remove the new set.
 
-What runs is asked of the daemon; which set was settled last stands in a small file. Every
-function may be called in any state, also in that which a killed release left.
+What runs is asked of the daemon; which set was settled last stands in a small file. What is not
+said of a function here is said in `Target`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from shipway.artifacts import Digest, Version
+from shipway.artifacts import Digest, Image, Version
 from shipway.config import RolloutSettings
 from shipway.console import Tell
 from shipway.errors import (
@@ -39,7 +39,7 @@ _CANDIDATE_DRAIN_S = 5.0
 
 
 class Local:
-    """One service on this machine; one caller at a time, under the lock."""
+    """One service on this machine; a `Target`."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class Local:
     ) -> None:
         """Keep everything in `folder`; `python` runs the versions.
 
-        `folder_of` gives the folder of a version that must be started again, and unpacks it
-        where it was cleaned away.
+        `folder_of` gives the folder that holds a version's `srv`, and unpacks it where it is
+        not there.
         """
         folder = folder.resolve()
         self._shelf = Shelf(folder)
@@ -89,35 +89,44 @@ class Local:
             healthy=public == [settled.workers] and answer == settled.version.build,
         )
 
+    def is_as_wanted(self, live: Live) -> bool:
+        """Say whether it is served on the address that the settings say now."""
+        return live.url == self.url
+
     def digests(self) -> frozenset[Digest]:
         """Return the versions whose folders are in use."""
         settled = self._shelf.settled()
         names = {*self._running(), *self._daemon.added(), *([settled.workers.name] if settled else ())}
         return frozenset(workers.version.digest for workers in self._shelf.all() if workers.name in names)
 
-    def require_free(self) -> None:
-        """Raise `AddressTaken`, which names who listens, unless the public address can be listened on."""
-        require_free(self._address)
+    def looks(self) -> Mapping[str, Callable[[], str]]:
+        """Look whether it is well, or could be started: `AddressTaken` names who listens."""
+        return {"target": self._look}
 
-    def logs(self) -> Path:
-        """Return the folder that has a folder with a log for each set of workers; later ones sort last."""
-        return self._shelf.folder
+    def _look(self) -> str:
+        if live := self.current():
+            return f"{live.version} on {live.url}, {'healthy' if live.healthy else 'not healthy'}"
+        require_free(self._address)
+        return f"nothing serves; {self.url} is free"
+
+    def logs(self) -> str:
+        """Name the folder that has a folder with a log for each set of workers; later ones sort last."""
+        return str(self._shelf.folder)
 
     # -- what a release does, in this order --------------------------------------------------
 
-    def start(self, version: Version, *, config: bytes, root: Path) -> Candidate:
-        """Start a version where users cannot reach it; return when it is ready and says its build id.
+    def start(self, version: Version, image: Image, *, as_before: bool) -> Candidate:  # noqa: ARG002 - an image is all
+        """Start a set of its workers on a private port.
 
-        `config` is the image's configuration, `root` the folder that holds its `srv`. What a
-        killed release left is removed first. Raises `CandidateFailed` with the last lines of
-        its log, at once when its process ended; `WrongBuild`; `AddressTaken`; `ConfigError`
-        when another address is served than the settings say. Nothing is left of it then.
+        Raises `AddressTaken` too, and `ConfigError` when another address is served than the
+        settings say.
         """
+        root = self._folder_of(version.digest)
         self._converge()
         self._tell.say("rollout", f"starting {version} on a private port")
         address = Address(host="127.0.0.1", port=free_ports(1)[0])
         try:
-            workers = self._launch("candidate", version, config=config, root=root, address=address)
+            workers = self._launch("candidate", version, config=image.config, root=root, address=address)
             self._await_ready(workers)
             self._prove(workers, error=WrongBuild)
         except BaseException:
@@ -127,10 +136,7 @@ class Local:
         return Candidate(version=version, url=workers.url)
 
     def promote(self, candidate: Candidate) -> None:
-        """Let the candidate's version serve users beside the one that does; return once it answered there.
-
-        Raises `PromotionFailed`; nothing that served before was stopped then.
-        """
+        """Let the candidate's version serve users beside the one that does, which is not stopped yet."""
         tried = self._known(candidate.version)
         self.discard_candidate()
         if same := self._serving(candidate.version):  # another image of the same parts: nothing to start
@@ -141,11 +147,12 @@ class Local:
         joined = self._launch("public", candidate.version, config=tried.config, root=tried.root, address=address)
         self._prove(joined, error=PromotionFailed, proofs=1, timeout_s=joined.service.start_timeout_s)
 
-    def settle(self) -> None:
-        """Let all but what joined last finish their requests and end; return when it alone answers.
+    def met(self, version: Version, before: Version | None) -> tuple[Version, ...]:
+        """Return both: they share the socket."""
+        return (version, before) if before else (version,)
 
-        Raises `PromotionFailed` when something else answers afterwards.
-        """
+    def settle(self) -> None:
+        """Let all but what joined last finish their requests and end."""
         settled = self._shelf.settled()
         workers = settled.workers if settled else None
         for each in self._public():
@@ -160,11 +167,7 @@ class Local:
         self._shelf.prune({*self._running(), *self._daemon.added()})
 
     def undo(self, previous: Version | None) -> None:
-        """Whatever the state: serve `previous` alone; with `None`, serve nothing.
-
-        What runs of `previous` is neither stopped nor started again. Raises `UndoFailed` when
-        it does not answer alone afterwards.
-        """
+        """Serve `previous` alone; what runs of it is neither stopped nor started again."""
         try:
             if previous is None:
                 self.stop()
@@ -183,7 +186,7 @@ class Local:
         self._remove(name for name in self._there() if not is_public(name))
 
     def stop(self) -> None:
-        """End everything, gracefully, the daemon too; nothing counts as live then."""
+        """End everything, the daemon too."""
         drains = [workers.service.drain_timeout_s for workers in self._public()]
         self._daemon.stop(drain_s=max(drains, default=_CANDIDATE_DRAIN_S))
         self._shelf.unsettle()

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from shipway.errors import LockHeld, LockLost
-from shipway.ledger import Lock
+from shipway.ledger import FileSlot, Lock
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
 from shipway.console import Console
-from shipway.ledger import Lock
-with Lock(Path(sys.argv[1]), lease_s=60).acquire(owner="ann", what="release of abc", wait=False, tell=Console()):
+from shipway.ledger import FileSlot, Lock
+lock = Lock(FileSlot(Path(sys.argv[1])), lease_s=60)
+with lock.acquire(owner="ann", what="release of abc", wait=False, tell=Console()):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -79,7 +80,7 @@ def fence(file: Path) -> int:
 
 
 def test_second_taker_is_told_owner_host_since_and_what(file: Path) -> None:
-    with another_process(file) as child, pytest.raises(LockHeld) as held, take(Lock(file, lease_s=60)):
+    with another_process(file) as child, pytest.raises(LockHeld) as held, take(Lock(FileSlot(file), lease_s=60)):
         pass
     pattern = rf"the lock is held by ann on \S+ \(process {child.pid}\), since \d{{4}}-\S+ \S+ UTC: release of abc"
     assert held.match(pattern)
@@ -92,7 +93,7 @@ def test_lock_is_taken_over_at_once_when_its_holder_was_killed(file: Path) -> No
         first = fence(file)
         child.send_signal(signal.SIGKILL)
         child.wait()
-    with take(Lock(file, lease_s=60), tell=told):
+    with take(Lock(FileSlot(file), lease_s=60), tell=told):
         assert fence(file) > first
     assert [line.split(":")[0] for line in told.lines] == ["warning"]
 
@@ -101,11 +102,11 @@ def test_waiting_says_for_whom_and_goes_next(file: Path) -> None:
     told, order = Told(), []
 
     def wait_for_it() -> None:
-        with take(Lock(file, lease_s=60), wait=True, tell=told):
+        with take(Lock(FileSlot(file), lease_s=60), wait=True, tell=told):
             order.append("second")
 
     waiter = threading.Thread(target=wait_for_it)
-    with Lock(file, lease_s=60).acquire(owner="ann", what="release", wait=False, tell=Told()):
+    with Lock(FileSlot(file), lease_s=60).acquire(owner="ann", what="release", wait=False, tell=Told()):
         waiter.start()
         deadline = time.monotonic() + 10
         while not told.lines and time.monotonic() < deadline:
@@ -118,16 +119,19 @@ def test_waiting_says_for_whom_and_goes_next(file: Path) -> None:
 
 
 def test_holder_that_lives_keeps_the_lock_when_its_lease_is_short(file: Path) -> None:
-    with take(Lock(file, lease_s=1)) as lock:
+    with take(Lock(FileSlot(file), lease_s=1)) as lock:
         time.sleep(2)
-        with pytest.raises(LockHeld), take(Lock(file, lease_s=1)):
+        with pytest.raises(LockHeld), take(Lock(FileSlot(file), lease_s=1)):
             pass
         lock.check()
 
 
 def test_revived_holder_stops_before_its_next_change_when_another_took_over(file: Path) -> None:
     hour = 3600.0
-    asleep, other = Lock(file, lease_s=hour), Lock(file, lease_s=hour, clock=lambda: time.time() + 2 * hour)
+    asleep, other = (
+        Lock(FileSlot(file), lease_s=hour),
+        Lock(FileSlot(file), lease_s=hour, clock=lambda: time.time() + 2 * hour),
+    )
     with take(asleep):
         first = fence(file)
         with take(other):
@@ -140,31 +144,31 @@ def test_revived_holder_stops_before_its_next_change_when_another_took_over(file
 
 def test_lost_lock_is_left_to_its_new_holder_when_the_old_one_ends(file: Path) -> None:
     hour = 3600.0
-    late = Lock(file, lease_s=hour, clock=lambda: time.time() + 2 * hour)
+    late = Lock(FileSlot(file), lease_s=hour, clock=lambda: time.time() + 2 * hour)
     with contextlib.ExitStack() as new:
-        with take(Lock(file, lease_s=hour)):
+        with take(Lock(FileSlot(file), lease_s=hour)):
             new.enter_context(take(late))
         late.check()
 
 
 @pytest.mark.parametrize("damage", ["deleted", "torn", "foreign"])
 def test_fence_grows_when_the_file_was(damage: str, file: Path) -> None:
-    with take(Lock(file, lease_s=60)):
+    with take(Lock(FileSlot(file), lease_s=60)):
         first = fence(file)
     text = file.read_text("utf-8")
     file.unlink()
     if damage != "deleted":
         file.write_text(text[:40] if damage == "torn" else text.replace('"expires": 0', '"expires": "soon"'), "utf-8")
-    later = Lock(file, lease_s=60, clock=lambda: time.time() + 1)
+    later = Lock(FileSlot(file), lease_s=60, clock=lambda: time.time() + 1)
     with take(later):
         assert fence(file) > first
 
 
 def test_lock_is_free_when_its_holder_raised(file: Path) -> None:
-    with pytest.raises(KeyError), take(Lock(file, lease_s=60)):
+    with pytest.raises(KeyError), take(Lock(FileSlot(file), lease_s=60)):
         raise KeyError
-    assert Lock(file, lease_s=60).holder() is None
-    with take(Lock(file, lease_s=60)) as lock:
+    assert Lock(FileSlot(file), lease_s=60).holder() is None
+    with take(Lock(FileSlot(file), lease_s=60)) as lock:
         lock.check()
 
 
@@ -177,7 +181,7 @@ def test_error_of_the_body_goes_on_when_the_lock_cannot_be_given_back(
         raise OSError(28, "No space left on device")
 
     def fail_on_a_full_disk() -> None:
-        with take(Lock(file, lease_s=60), tell=told):
+        with take(Lock(FileSlot(file), lease_s=60), tell=told):
             monkeypatch.setattr("os.fsync", full)
             raise KeyError
 
@@ -190,7 +194,7 @@ def test_error_of_the_body_goes_on_when_the_lock_cannot_be_given_back(
 
 def test_check_fails_when_nothing_is_held(file: Path) -> None:
     with pytest.raises(LockLost):
-        Lock(file, lease_s=60).check()
+        Lock(FileSlot(file), lease_s=60).check()
 
 
 def test_one_of_many_processes_holds_at_a_time(file: Path) -> None:
@@ -199,7 +203,7 @@ def test_one_of_many_processes_holds_at_a_time(file: Path) -> None:
     def work() -> None:
         nonlocal inside, most
         for _ in range(3):
-            with take(Lock(file, lease_s=60), wait=True):
+            with take(Lock(FileSlot(file), lease_s=60), wait=True):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.005)

@@ -53,7 +53,7 @@ def main(folder: Path, port: str, build: str, fatal: str) -> None:
         python=Path(sys.executable),
         folder_of=lambda digest: folder / "versions" / digest.hex,
     )
-    candidate = target.start(made.version, config=made.config, root=made.root)
+    candidate = target.start(made.version, made.image, as_before=False)
     tell.say("rollout", "candidate ready")
     target.promote(candidate)
     tell.say("rollout", "promoted")

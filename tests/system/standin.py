@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from shipway.artifacts import Digest, ModelRef, Version
+from shipway.artifacts import Digest, Image, ModelRef, Version
 
 _SERVICE = """
 import json, os, signal, sys, threading, time
@@ -51,10 +51,10 @@ control_socket_disable = True
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandIn:
-    """A version, its image's configuration, and its unpacked folder."""
+    """A version, its image, and its unpacked folder."""
 
     version: Version
-    config: bytes
+    image: Image
     root: Path
 
 
@@ -88,4 +88,5 @@ def make(folder: Path, build: str, *, start_timeout_s: float = 20, **plan: objec
     }
     model = ModelRef(name="standin", version=1, digest=Digest.of(b"model"))
     version = Version(digest=digest, build=build, commit="0" * 40, model=model)
-    return StandIn(version=version, config=json.dumps(config).encode(), root=root)
+    image = Image(build=build, manifest=b"", config=json.dumps(config).encode(), layers=())
+    return StandIn(version=version, image=image, root=root)

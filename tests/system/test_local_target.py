@@ -66,7 +66,7 @@ class Host:
 
     def start(self, made: StandIn) -> Any:
         """Start it as a candidate."""
-        return self.target.start(made.version, config=made.config, root=made.root)
+        return self.target.start(made.version, made.image, as_before=False)
 
     def release(self, made: StandIn) -> StandIn:
         """Release it."""
@@ -238,7 +238,7 @@ def test_golden_exchanges_are_asked_of_the_candidate(host: Host, service: str, s
     (folder / "what.json").write_text(json.dumps(case), "utf-8")
     candidate = host.start(made)
     with pytest.raises(GoldenAnswersWrong, match=said) if said else contextlib.nullcontext():
-        rollout.ask_golden(candidate.url, made.version.model, made.root, Console())
+        rollout.ask_golden(candidate.url, made.version, made.root / made.version.model.folder, Console())
 
 
 # -- going back ------------------------------------------------------------------------------
@@ -417,8 +417,9 @@ def test_holder_of_the_port_is_named_when_it_is_taken(host: Host) -> None:
 def test_other_address_is_refused_while_something_is_served(host: Host) -> None:
     host.release(host.make("old"))
     elsewhere = host.another(free_ports(1)[0])
+    new = host.make("new")
     with pytest.raises(ConfigError, match=f"but {host.url} is served"):
-        elsewhere.start(host.make("new").version, config=b"", root=host.folder)
+        elsewhere.start(new.version, new.image, as_before=False)
     assert host.ask()["build"] == "old"
 
 

@@ -23,8 +23,8 @@ from shipway import exchanges
 from shipway.artifacts import Digest
 from shipway.console import Console
 from shipway.errors import GoldenFailed, ModelCorrupt, ModelError, ModelRefused
+from shipway.oci import compose
 from shipway.proc import Completed, Proc
-from shipway.stages import model
 from shipway.stores import Catalogue, open_catalogue
 from shipway.stores.directory import Directory
 from tests import model_folder
@@ -410,7 +410,8 @@ def test_the_sample_store_holds_the_version_that_its_files_make(tmp_path: Path) 
 def test_golden_exchanges_come_without_the_weights(tmp_path: Path) -> None:
     sample = open_catalogue("model/store", root=ROOT)
 
-    folder = model.golden_exchanges(sample, sample.resolve(SAMPLE, 1), cache=tmp_path / "cache", tell=Console())
+    pinned = compose.model_ref(sample.resolve(SAMPLE, 1))
+    folder = sample.golden_exchanges(pinned, cache=tmp_path / "cache", tell=Console())
 
     names = ["chelsea", "china", "coffee", "coffee-large", "rocket", "rocket-rotated"]
     assert sorted(each.name for each in exchanges.load(folder)) == names

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shipway.errors import ShipwayError
-from shipway.ledger import Ledger, Outcome, write
+from shipway.ledger import FileRecords, Ledger, Outcome, write
 
 GOOD, BAD = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 
@@ -37,7 +37,7 @@ def kill(ledger_folder: Path, number: int) -> None:
 
 def test_attempt_has_all_facts_and_its_seconds_when_it_is_closed(tmp_path: Path) -> None:
     clock = Clock()
-    ledger = Ledger(tmp_path, clock=clock)
+    ledger = Ledger(FileRecords(tmp_path), clock=clock)
     attempt = ledger.begin("release", who="ann", digest=GOOD)
     attempt.note(previous=BAD)
     clock.now += 2.5
@@ -49,7 +49,7 @@ def test_attempt_has_all_facts_and_its_seconds_when_it_is_closed(tmp_path: Path)
 
 
 def test_numbers_go_on_when_a_file_is_torn_or_foreign(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(FileRecords(tmp_path))
     closed(ledger, "released")
     (tmp_path / "0002.json").write_text('{"number": 2, "kind": "rel', "utf-8")
     (tmp_path / "0003.json").write_text('{"number": 3}', "utf-8")
@@ -64,7 +64,7 @@ def test_numbers_go_on_when_a_file_is_torn_or_foreign(tmp_path: Path) -> None:
 
 
 def test_record_is_not_believed_when_its_number_or_outcome_is_another(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(FileRecords(tmp_path))
     closed(ledger, "released")
     text = (tmp_path / "0001.json").read_text("utf-8")
     (tmp_path / "0002.json").write_text(text, "utf-8")
@@ -73,15 +73,16 @@ def test_record_is_not_believed_when_its_number_or_outcome_is_another(tmp_path: 
 
 
 def test_next_number_is_taken_when_somebody_else_was_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, quick = Ledger(tmp_path), Ledger(tmp_path)
-    monkeypatch.setattr(slow, "_files", list)  # it looked before the other one wrote
+    records = FileRecords(tmp_path)
+    slow, quick = Ledger(records), Ledger(FileRecords(tmp_path))
+    monkeypatch.setattr(records, "all", dict)  # it looked before the other one wrote
     closed(quick, "released")
     closed(slow, "failed", BAD)
     assert [(record.number, record.outcome) for record in quick.attempts()] == [(1, "released"), (2, "failed")]
 
 
 def test_open_attempt_is_closed_as_killed_when_its_process_is_gone(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(FileRecords(tmp_path))
     ledger.begin("release", who="ann", digest=GOOD)
     ledger.begin("deploy", who="bob", digest=GOOD)
     kill(tmp_path, 1)
@@ -92,7 +93,7 @@ def test_open_attempt_is_closed_as_killed_when_its_process_is_gone(tmp_path: Pat
 
 
 def test_attempt_of_another_host_stays_open(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(FileRecords(tmp_path))
     ledger.begin("release", who="ann")
     kill(tmp_path, 1)
     text = json.loads((tmp_path / "0001.json").read_bytes()) | {"host": "elsewhere"}

@@ -16,7 +16,7 @@ import pytest
 from shipway.artifacts import Digest, ModelRef, Version
 from shipway.console import Console
 from shipway.errors import Interrupted, LoadCheckFailed, LockLost, RefusedBefore, UndoFailed
-from shipway.ledger import Ledger, Lock, Record
+from shipway.ledger import FileRecords, FileSlot, Ledger, Lock, Record
 from shipway.proc import signals_as_errors
 from shipway.targets import Live
 from shipway.targets.local import Local
@@ -54,11 +54,11 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.target, self.told = folder, Target(), io.StringIO()
-        self.ledger = Ledger(folder / "history")
+        self.ledger = Ledger(FileRecords(folder / "history"))
 
     def lock(self, *, late_s: float = 0.0) -> Lock:
         clock: Callable[[], float] = lambda: 1e9 + late_s  # noqa: E731 - a clock that stands
-        return Lock(self.folder / "lock.json", lease_s=3600, clock=clock)
+        return Lock(FileSlot(self.folder / "lock.json"), lease_s=3600, clock=clock)
 
     @contextlib.contextmanager
     def turn(self, version: Version = NEW) -> Iterator[Turn]:
