@@ -62,6 +62,17 @@ class ModelSettings(_Table):
     store: str = Field(description="Where models are published: a folder.")
     alias: Name = Field("latest", description="The alias that a release follows.")
     contract: str | None = Field(None, description="A JSON file of the service: the inputs and outputs it understands.")
+    trusted_keys: tuple[str, ...] = Field(
+        (),
+        description="Public keys, `ed25519:…` or files that hold one: versions that none of them signed are refused. "
+        "Empty: no signature is asked for.",
+    )
+    signing_key: str | None = Field(
+        None, description="The file with the private key that publishing signs with; `invoke model.keygen` makes one."
+    )
+    signing_key_variable: str = Field(
+        "MODEL_SIGNING_KEY", description="The variable that holds that private key (PEM) where no file does."
+    )
 
 
 class ImageSettings(_Table):

@@ -180,6 +180,27 @@ class ModelUnfit(ModelError):
     advice = "publish a model that fits, or change the service first"
 
 
+class ModelUntrusted(ModelError):
+    """No key that this environment trusts has signed the version as it is."""
+
+    code = 27
+    advice = "publish it signed by one of [model] trusted_keys, or trust the key that signed it (docs/models.md)"
+
+
+class ModelDowngrade(ModelError):
+    """What would be released is older than the model that was released here, or no longer what it was."""
+
+    code = 28
+    advice = "look at invoke model.history; where it is meant, say --allow-downgrade"
+
+
+class ModelInUse(ModelError):
+    """Files that this needs are being cleaned up in this moment, or another clean-up is under way."""
+
+    code = 29
+    advice = "run again in a minute; invoke model.gc --apply finishes a clean-up that was killed"
+
+
 # -- 30 to 39: image ---------------------------------------------------------------------
 
 

@@ -132,7 +132,10 @@ def image(site: Site, *, version: int | None = None) -> Image:
 
 def _composed(site: Site, version: int | None = None) -> tuple[Model, Composed]:
     """Pin the model and compose the image, from what was made before where that is the same."""
-    catalogue, model = model_stage.resolve(site.settings.model, root=site.root, version=version, tell=site.tell)
+    catalogue = site.catalogue
+    model = model_stage.resolve(
+        site.settings.model, catalogue=catalogue, root=site.root, version=version, tell=site.tell
+    )
     composed = image_stage.compose(
         site.settings,
         checkout=site.checkout,
@@ -194,7 +197,10 @@ def loadcheck(site: Site, *, url: str | None) -> LoadReport:
     if live:
         url, folder, builds = live.url, site.golden(live.version), {live.version.build}
     elif url:
-        catalogue, model = model_stage.resolve(site.settings.model, root=site.root, version=None, tell=site.tell)
+        catalogue = site.catalogue
+        model = model_stage.resolve(
+            site.settings.model, catalogue=catalogue, root=site.root, version=None, tell=site.tell
+        )
         folder = catalogue.golden_exchanges(compose.model_ref(model), cache=site.cache, tell=site.tell)
         builds = None
     else:

@@ -28,7 +28,7 @@ from shipway.oci.layout import Layout
 from shipway.oci.unpack import fetch, unpack
 from shipway.oci.wheels import Target
 from shipway.proc import Proc
-from shipway.stores import Catalogue, open_catalogue
+from shipway.stores import Catalogue, Keys, open_catalogue
 from shipway.targets import Target as Place
 from shipway.targets.local import Local
 
@@ -115,7 +115,13 @@ class Site:
     @property
     def catalogue(self) -> Catalogue:
         """The models that data scientists publish."""
-        return open_catalogue(self.settings.model.store, root=self.root, run=self.proc)
+        return self.open_catalogue()
+
+    def open_catalogue(self, *, signs: bool = False) -> Catalogue:
+        """Return the models; one that `signs` has read the private key."""
+        settings = self.settings.model
+        keys = Keys.of(settings, root=self.root, environ=self.environ, signs=signs)
+        return open_catalogue(settings.store, root=self.root, run=self.proc, keys=keys)
 
     @property
     def layout(self) -> Layout:

@@ -46,6 +46,7 @@ HELP = {
     "version": "The version's number, or an alias.",
     "most": "How many versions to list at most.",
     "folder": "The folder with model.onnx, golden/ and the rest.",
+    "file": "The new file for the private key; nobody else may read it.",
     "metric": "A figure to publish with it, such as accuracy=0.91; may be given often.",
     "alias": "An alias to move to the version, besides latest; may be given often.",
     "target": "The alias to move, such as production.",
@@ -324,20 +325,10 @@ def publish(
     json: bool = False,
 ) -> None:
     """Publish a folder as the model's next version; its golden cases are asked first."""
-    from shipway import results
+    from shipway import models, results
 
     site, metrics = _site(env, model={"name": name, "store": store}), _metrics(metric)
-    published = site.catalogue.publish(
-        Path(folder),
-        name=site.settings.model.name,
-        publisher=site.who,
-        commit=site.commit,
-        metrics=metrics,
-        aliases=alias,
-        tell=site.tell,
-    )
-    if metrics and metrics != published.version.metrics:
-        site.tell.warn("these metrics were not recorded: a published version never changes")
+    published = models.publish(site, Path(folder), metrics=metrics, aliases=alias)
     _print(results.published_text(published), results.published_facts(published), as_json=json)
 
 
@@ -429,6 +420,16 @@ def moves(_c: Context, name: str = "", store: str = "", env: str = "", json: boo
     _print(lines, [move.model_dump(mode="json") for move in found], as_json=json)
 
 
+@command
+def keygen(_c: Context, file: str, json: bool = False) -> None:
+    """Make a key to sign models with: the private half goes into FILE, the public half is printed."""
+    from shipway import models
+
+    path = Path(file).expanduser()
+    public = models.keygen(path)
+    _print(public, {"public_key": public, "file": str(path)}, as_json=json)
+
+
 def namespace() -> Collection:
     """Return all tasks, for a repository's `tasks.py`."""
     top = Collection(
@@ -440,7 +441,7 @@ def namespace() -> Collection:
     images.add_task(image, name="compose", default=True)
     images.add_task(show_image, name="show")
     top.add_collection(images)
-    models = Collection("model", publish, show, promote, pull)
+    models = Collection("model", publish, show, promote, pull, keygen)
     models.add_task(list_, name="list")
     models.add_task(moves, name="history")
     top.add_collection(models)

@@ -18,7 +18,7 @@ from shipway.artifacts import Model
 from shipway.config import ModelSettings
 from shipway.console import Tell, size
 from shipway.errors import ConfigError, ModelUnfit
-from shipway.stores import Catalogue, open_catalogue
+from shipway.stores import Catalogue
 from shipway.stores.manifest import ModelVersion, Tensor
 
 Kind = Literal["number", "string", "boolean"]
@@ -39,19 +39,19 @@ class Contract(BaseModel):
     preprocessing: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)] | Kind] = {}
 
 
-def resolve(settings: ModelSettings, *, root: Path, version: int | None, tell: Tell) -> tuple[Catalogue, Model]:
+def resolve(settings: ModelSettings, *, catalogue: Catalogue, root: Path, version: int | None, tell: Tell) -> Model:
     """Pin a version: the given one, or what the alias in release.toml names now.
 
     Raises `ModelMissing`, `ModelCorrupt` or `ModelRefused` when there is no whole version,
-    and `ModelUnfit`, with every difference, when the service does not understand it.
+    `ModelUntrusted` when no trusted key signed it, and `ModelUnfit`, with every difference,
+    when the service does not understand it.
     """
-    catalogue = open_catalogue(settings.store, root=root)
     published = catalogue.show(settings.name, settings.alias if version is None else version)
     if settings.contract is not None:
         require_fit(published, _read_contract(root / settings.contract))
     model = catalogue.resolve(settings.name, published.version)
     tell.say("model", f"{model.name} {model.version} ({model.digest.short}, {size(model.size_bytes)})")
-    return catalogue, model
+    return model
 
 
 def require_fit(published: ModelVersion, contract: Contract) -> None:

@@ -8,12 +8,13 @@ from shipway.errors import NotConfigured
 from shipway.proc import Proc, Run
 from shipway.stores.catalogue import Catalogue
 from shipway.stores.directory import Directory
+from shipway.stores.signing import Keys
 
-__all__ = ["Catalogue", "open_catalogue"]
+__all__ = ["Catalogue", "Keys", "open_catalogue"]
 
 
-def open_catalogue(store: str, *, root: Path, run: Run | None = None) -> Catalogue:
-    """Open the store that `[model] store` names: a folder, relative to `root`.
+def open_catalogue(store: str, *, root: Path, run: Run | None = None, keys: Keys | None = None) -> Catalogue:
+    """Open the store that `[model] store` names: a folder, relative to `root`; `keys` say whose signature counts.
 
     Raises `NotConfigured` for a store elsewhere, which this version does not know yet.
     """
@@ -21,4 +22,4 @@ def open_catalogue(store: str, *, root: Path, run: Run | None = None) -> Catalog
         raise NotConfigured(
             f"the model store {store!r} is not configured", advice="this version reads models from a folder"
         )
-    return Catalogue(Directory(root / store), run=run or Proc())
+    return Catalogue(Directory(root / store), run=run or Proc(), keys=keys)

@@ -3,12 +3,15 @@
 Owns the layout of a store (docs/design.md) and the order of writes that makes it safe:
 
     <name>/blobs/sha256/<hex>     files, under their own hash
+    <name>/signatures/<n>/<manifest>-<key>.json   who vouches for it: before the manifest, create-only
     <name>/versions/<n>.json      manifest: written last, create-only
     <name>/aliases/<alias>.json   moved by compare-and-swap
     <name>/log/<n>.json           who moved which alias, when, why: create-only
 
-Knows nothing of where the store is. A reader never sees half a version; a publisher that is
-killed anywhere leaves nothing that another run of the same command does not finish.
+A signature bears the hash of the manifest that it is about, so it can be there first: no
+reader meets a version that is yet to be signed. Knows nothing of where the store is. A reader
+never sees half a version; a publisher that is killed anywhere leaves nothing that another run
+of the same command does not finish.
 """
 
 from __future__ import annotations
@@ -28,15 +31,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from shipway import exchanges
-from shipway.artifacts import Model, ModelFile, ModelRef
+from shipway.artifacts import Digest, Model, ModelFile, ModelRef
 from shipway.config import Name
 from shipway.console import Tell, size
-from shipway.errors import AliasMoved, ModelCorrupt, ModelError, ModelMissing, ModelRefused
+from shipway.errors import AliasMoved, ModelCorrupt, ModelError, ModelMissing, ModelRefused, ModelUntrusted
 from shipway.proc import Run
-from shipway.stores import durable, golden, manifest, safety
+from shipway.stores import durable, golden, manifest, safety, signing
 from shipway.stores.cache import Cache
 from shipway.stores.manifest import File, Golden, LayerSize, ModelVersion, Move
 from shipway.stores.objects import Store, Stored
+from shipway.stores.signing import Keys, PublicKey
 from shipway.tarball import Entry
 
 LATEST = "latest"
@@ -44,6 +48,8 @@ _CARD = "card.md"
 _PREPROCESSING = "preprocessing.json"
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _NUMBERED = re.compile(r"([1-9][0-9]{0,11})\.json")
+_SIGNATURE = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.json")
+_CLAIMED = {"version", "publisher", "commit", "created"}  # what two publishers of one content may say differently
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +63,18 @@ class Published:
 class Catalogue:
     """The models in one store."""
 
-    def __init__(self, store: Store, *, run: Run, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        run: Run,
+        keys: Keys | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         """Work on a store; `run` starts the process that opens untrusted models."""
         self._store = store
         self._run = run
+        self._keys = keys or Keys()
         self._now = now
 
     def __str__(self) -> str:
@@ -82,8 +96,10 @@ class Catalogue:
         """Make a folder the next version, once its golden cases are answered right.
 
         Moves `latest` forward to it, and each of `aliases`. Content that is published already
-        is not published again. Raises `ModelRefused` and `GoldenFailed`.
+        is not published again. Raises `ModelRefused` and `GoldenFailed`, and `ModelUntrusted`
+        where it would be signed by nobody whose word counts here.
         """
+        self._require_signer()
         name, aliases = _name(name), [_alias(alias) for alias in aliases]
         if unfit := [key for key, value in (metrics or {}).items() if not math.isfinite(value)]:
             raise ModelError(f"the metric {unfit[0]} is no finite number")
@@ -137,22 +153,61 @@ class Catalogue:
         name = draft.name
         newest = max(self._numbers(name), default=0)
         for number in [] if is_new else range(newest, 0, -1):
-            if known := self._same(name, number, draft.digest):
+            if known := self._known_already(draft, number):
                 return Published(version=known, created=False)
         while True:
             newest += 1
             version = draft.model_copy(update={"version": newest})
-            if self._store.create(_manifest(name, newest), manifest.encoded(version)):
+            data = manifest.encoded(version)
+            signature = self._sign(data, version)
+            if self._store.create(_manifest(name, newest), data):
                 return Published(version=version, created=True)
-            if known := self._same(name, newest, draft.digest):
+            if signature:  # somebody else has the number: nothing shall vouch for what is not there
+                self._store.delete(signature)
+            if known := self._known_already(draft, newest):
                 return Published(version=known, created=False)
 
-    def _same(self, name: str, number: int, digest: str) -> ModelVersion | None:
-        """Return a version if it has this content; one that cannot be read has not."""
-        with contextlib.suppress(ModelError):
-            known = self.show(name, number)
-            return known if known.digest == digest else None
-        return None
+    def _known_already(self, draft: ModelVersion, number: int) -> ModelVersion | None:
+        """Return a version if it has this content, signed too; one that cannot be read has other content."""
+        try:
+            data, known = self._read_version(draft.name, number)
+        except ModelError:
+            return None
+        if known.digest != draft.digest:
+            return None
+        signer = self._keys.signer
+        if signer and not self._is_signed(data, known, signer.public):
+            if not (differs := _differs(known, draft)):
+                self._sign(data, known)
+            elif not self._is_vouched_for(known):
+                raise ModelUntrusted(
+                    f"version {number} of {draft.name} holds this content already, but with other {differs}, "
+                    f"and {signer.public} does not vouch for that",
+                    advice="publish with the same --metric as then to sign it",
+                )
+        return known
+
+    def _sign(self, data: bytes, version: ModelVersion) -> str | None:
+        """Store the signature of a manifest, which may be yet to come; return its key, if anything signs."""
+        if self._keys.signer is None:
+            return None
+        key = _signature(data, version, self._keys.signer.public)
+        envelope = signing.signed(data, version, self._keys.signer)
+        while not self._store.create(key, envelope):
+            stored = self._store.read(key)
+            if stored and (stored.data == envelope or self._store.replace(key, envelope, etag=stored.etag)):
+                break
+        return key
+
+    def _require_signer(self) -> None:
+        """Raise `ModelUntrusted` before anything is written that nobody here would take."""
+        signer, trusted = self._keys.signer, self._keys.trusted
+        if trusted and not (signer and signer.public in trusted):
+            who = f"the signing key is {signer.public}, which is none of them" if signer else "there is no signing key"
+            raise ModelUntrusted(
+                f"this environment takes what [model] trusted_keys signed, and {who}",
+                advice="name the file of a trusted private key in [model] signing_key",
+            )
 
     def _point(self, alias: str, version: ModelVersion, *, who: str) -> None:
         """Move an alias to a version that was just published; `latest` never moves back."""
@@ -171,9 +226,9 @@ class Catalogue:
         return tuple(sorted(name for name in self._store.children("") if _is_name(name)))
 
     def versions(self, name: str, *, most: int | None = None) -> tuple[ModelVersion, ...]:
-        """Return the versions, the newest (the highest number) first."""
+        """Return the versions, the newest (the highest number) first, whoever signed them: for looking at."""
         numbers = sorted(self._numbers(_name(name)), reverse=True)
-        return tuple(self.show(name, number) for number in numbers[:most])
+        return tuple(self._read_version(name, number)[1] for number in numbers[:most])
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return each alias and the version it names."""
@@ -183,15 +238,70 @@ class Catalogue:
         return {alias: current[1].version for alias, current in found.items() if current}
 
     def show(self, name: str, which: int | str) -> ModelVersion:
-        """Return a version by number or alias: its manifest, checked against itself.
+        """Return a version by number or alias: its manifest, checked against itself and its signature.
 
-        Raises `ModelMissing`, and `ModelRefused` or `ModelCorrupt` for a manifest that lies.
+        Raises `ModelMissing`, `ModelRefused` or `ModelCorrupt` for a manifest that lies, and
+        `ModelUntrusted` where keys are trusted and none of them signed it as it is.
         """
-        number = self._pinned(_name(name), which)
+        data, version = self._read_version(name, self._pinned(_name(name), which))
+        self._require_trust(data, version)
+        return version
+
+    def signers(self, name: str, which: int | str) -> tuple[PublicKey, ...]:
+        """Return whose signatures of a version hold, trusted or not."""
+        data, version = self._read_version(name, self._pinned(_name(name), which))
+        found = [key for hashed, key in self._signatures(version) if hashed == _hex(data)]
+        return tuple(key for key in found if self._is_signed(data, version, key))
+
+    def _read_version(self, name: str, number: int) -> tuple[bytes, ModelVersion]:
+        """Return a manifest's bytes and what they say, whoever signed them."""
         stored = self._store.read(_manifest(name, number))
         if stored is None:
             raise ModelMissing(f"{self} has no version {number} of {name}{self._known(name)}")
-        return manifest.parse(stored.data, name=name, version=number, where=f"{self}/{_manifest(name, number)}")
+        where = f"{self}/{_manifest(name, number)}"
+        return stored.data, manifest.parse(stored.data, name=name, version=number, where=where)
+
+    def _require_trust(self, data: bytes, version: ModelVersion) -> None:
+        reasons = []
+        for key in self._keys.trusted:
+            stored = self._store.read(_signature(data, version, key))
+            try:
+                if stored:
+                    signing.check(stored.data, data, version, key)
+                    return
+            except ValueError as error:
+                reasons.append(f"its signature by {key} {error}")
+        if self._keys.trusted:
+            why = "; ".join(reasons) or self._who_signed(data, version)
+            raise ModelUntrusted(f"version {version.version} of {version.name} in {self} is refused: {why}")
+
+    def _who_signed(self, data: bytes, version: ModelVersion) -> str:
+        """Say what there is in place of a trusted signature."""
+        found = self._signatures(version)
+        if altered := [key for hashed, key in found if hashed != _hex(data) and key in self._keys.trusted]:
+            return f"it is not what {altered[0]} signed: its manifest was altered or exchanged"
+        if others := [str(key) for hashed, key in found if hashed == _hex(data)]:
+            return f"it is signed by {', '.join(others)}, and [model] trusted_keys has none of them"
+        return "it is not signed"
+
+    def _is_vouched_for(self, version: ModelVersion) -> bool:
+        """Whether somebody's signature holds: a trusted one's where any are trusted."""
+        signers = self.signers(version.name, version.version)
+        return any(key in self._keys.trusted for key in signers) if self._keys.trusted else bool(signers)
+
+    def _is_signed(self, data: bytes, version: ModelVersion, key: PublicKey) -> bool:
+        stored = self._store.read(_signature(data, version, key))
+        with contextlib.suppress(ValueError):
+            if stored:
+                signing.check(stored.data, data, version, key)
+                return True
+        return False
+
+    def _signatures(self, version: ModelVersion) -> list[tuple[str, PublicKey]]:
+        """Return what is stored as signatures under a version's number: of which manifest, by whom."""
+        names = self._store.children(f"{version.name}/signatures/{version.version}")
+        found = (_SIGNATURE.fullmatch(name) for name in sorted(names))
+        return [(match[1], PublicKey(bytes.fromhex(match[2]))) for match in found if match]
 
     def resolve(self, name: str, which: int | str) -> Model:
         """Pin a version by number or alias; its files are there, in the right sizes."""
@@ -220,9 +330,10 @@ class Catalogue:
     def golden_exchanges(self, ref: ModelRef, *, cache: Path, tell: Tell) -> Path:
         """Return a model folder that holds the golden exchanges and what they send, but no weights.
 
-        Raises `ModelCorrupt` when the version is not the one that was pinned by its digest.
+        Raises `ModelCorrupt` when the version is not the one that was pinned by its digest. Who
+        signed it was asked when it was pinned: a key that was retired since bars no way back.
         """
-        model = self.show(ref.name, ref.version).model
+        model = self._read_version(ref.name, ref.version)[1].model
         if model.digest != ref.digest:
             raise ModelCorrupt(
                 f"version {ref.version} of {ref.name} in {self} is {model.digest}, but what runs holds {ref.digest}",
@@ -417,6 +528,20 @@ def _blob(name: str, file: ModelFile) -> str:
 
 def _manifest(name: str, number: int) -> str:
     return f"{name}/versions/{number}.json"
+
+
+def _signature(data: bytes, version: ModelVersion, key: PublicKey) -> str:
+    return f"{version.name}/signatures/{version.version}/{_hex(data)}-{key.id}.json"
+
+
+def _hex(data: bytes) -> str:
+    return Digest.of(data).hex
+
+
+def _differs(known: ModelVersion, draft: ModelVersion) -> str:
+    """Say in what a published version differs from what was just measured, besides who said it and when."""
+    pairs = zip(known, draft, strict=True)
+    return ", ".join(name for (name, one), (_, other) in pairs if name not in _CLAIMED and one != other)
 
 
 def _name(text: str) -> str:

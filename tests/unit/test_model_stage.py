@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from shipway.artifacts import Digest, ModelFile
+from shipway.artifacts import Digest, Model, ModelFile
 from shipway.config import ModelSettings
 from shipway.console import Console
 from shipway.errors import ConfigError, ModelMissing, ModelUnfit
 from shipway.stages import model
-from shipway.stores import manifest
+from shipway.stores import manifest, open_catalogue
 from shipway.stores.manifest import ModelVersion, Tensor
 
 CONTRACT: dict[str, Any] = {
@@ -137,11 +137,16 @@ def _store(root: Path, published: ModelVersion) -> None:
 SETTINGS = ModelSettings(name="lite", store="store", contract="contract.json")
 
 
+def resolve(root: Path, *, version: int | None) -> Model:
+    catalogue = open_catalogue("store", root=root)
+    return model.resolve(SETTINGS, catalogue=catalogue, root=root, version=version, tell=Console())
+
+
 def test_resolve_pins_the_version_when_it_fits(tmp_path: Path) -> None:
     _store(tmp_path, version())
     (tmp_path / "contract.json").write_text(json.dumps(CONTRACT))
 
-    _, pinned = model.resolve(SETTINGS, root=tmp_path, version=3, tell=Console())
+    pinned = resolve(tmp_path, version=3)
 
     assert pinned == version().model
 
@@ -151,7 +156,7 @@ def test_resolve_refuses_when_the_model_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "contract.json").write_text(json.dumps(CONTRACT))
 
     with pytest.raises(ModelUnfit):
-        model.resolve(SETTINGS, root=tmp_path, version=3, tell=Console())
+        resolve(tmp_path, version=3)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +168,11 @@ def test_resolve_names_the_setting_when_the_contract_cannot_be_used(text: str | 
         (tmp_path / "contract.json").write_text(text)
 
     with pytest.raises(ConfigError, match=r"\[model\] contract: .*contract\.json cannot be used"):
-        model.resolve(SETTINGS, root=tmp_path, version=3, tell=Console())
+        resolve(tmp_path, version=3)
 
 
 def test_resolve_says_what_there_is_when_the_alias_is_missing(tmp_path: Path) -> None:
     _store(tmp_path, version())
 
     with pytest.raises(ModelMissing, match="has no alias 'latest' of lite; its aliases: none"):
-        model.resolve(SETTINGS, root=tmp_path, version=None, tell=Console())
+        resolve(tmp_path, version=None)
