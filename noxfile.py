@@ -93,6 +93,13 @@ def docker(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """Boot a Kubernetes of two nodes and run releases there, as root; CONTRIBUTING.md says what it needs."""
+    install_all(session)
+    session.run("pytest", "tests/cluster", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side, and write the ratios to .shipway/benchmarks.json."""
     install_all(session)

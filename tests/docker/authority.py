@@ -51,7 +51,18 @@ class Authority:
         builder = _builder(subject, self._name, key.public_key()).add_extension(
             x509.SubjectAlternativeName(_names(hosts)), critical=False
         )
-        issued = Issued(certificate=self._folder / f"{hosts[0]}.pem", key=self._folder / f"{hosts[0]}.key")
+        return self._signed(builder, key, hosts[0])
+
+    def issue_user(self, user: str, group: str) -> Issued:
+        """Make a certificate by which a user of a cluster, who is in this group, is known."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name(
+            [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group), x509.NameAttribute(NameOID.COMMON_NAME, user)]
+        )
+        return self._signed(_builder(subject, self._name, key.public_key()), key, user)
+
+    def _signed(self, builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, name: str) -> Issued:
+        issued = Issued(certificate=self._folder / f"{name}.pem", key=self._folder / f"{name}.key")
         issued.certificate.write_bytes(
             builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         )

@@ -177,7 +177,7 @@ def base(python: str, images: Images) -> Digest:
     It stands in for `python:3.13-slim-bookworm`: has pip, trusts what this machine trusts, and
     is one layer that is not compressed.
     """
-    made = _made(python)
+    made = prepared(python)
     tar, config = made / "rootfs.tar", (made / "config.json").read_bytes()
     (diff_id,) = json.loads(config)["rootfs"]["diff_ids"]
     layer = Descriptor(media_type=TAR, digest=Digest(diff_id), size_bytes=tar.stat().st_size)
@@ -197,7 +197,7 @@ def base(python: str, images: Images) -> Digest:
 
 def python_image(python: str, client: Any) -> str:
     """Give the daemon the same base, and return its name there: the Dockerfile's `PYTHON_IMAGE`."""
-    made = _made(python)
+    made = prepared(python)
     name = f"shipway-test/python:{python}-{made.name}"
     try:
         client.images.get(name)
@@ -215,7 +215,7 @@ def _entry(blob: Descriptor) -> dict[str, Any]:
 
 
 @cache
-def _made(python: str) -> Path:
+def prepared(python: str) -> Path:
     """Return the folder of a base, made unless it is there."""
     pip = _pip_configuration()
     made = PLACE / "bases" / _fingerprint(python, pip)
@@ -231,14 +231,14 @@ def _made(python: str) -> Path:
 
 def _fingerprint(python: str, pip: str) -> str:
     how = "\0".join([*_command(python, Path()), pip]).encode()
-    return hashlib.sha256(how + Path(_host_authorities()).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(how + Path(host_authorities()).read_bytes()).hexdigest()[:12]
 
 
 def _command(python: str, scratch: Path) -> list[str]:
     return [
         *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={_PACKAGES}"),
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")),
-        f"--customize-hook=upload {_host_authorities()} {_AUTHORITIES}",
+        f"--customize-hook=upload {host_authorities()} {_AUTHORITIES}",
         f"--customize-hook=upload {scratch}/pip.conf /etc/pip.conf",
         f'--customize-hook=chroot "$1" python3 -V > {scratch}/version',
         *(SUITES[python], f"{scratch}/base/rootfs.tar"),
@@ -269,7 +269,7 @@ def _make(python: str, pip: str, scratch: Path) -> None:
     (fresh / "config.json").write_bytes(canonical(config))
 
 
-def _host_authorities() -> str:
+def host_authorities() -> str:
     """Return the file of certificates that this machine's own programs believe."""
     found = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
     if not found:

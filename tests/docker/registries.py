@@ -28,7 +28,7 @@ PROGRAMS: dict[str, Callable[[], Path]] = {"debian": tools.debian_registry, "v3"
 KINDS = tuple(f"{program}-{login}" for program in PROGRAMS for login in ("open", "password", "token"))
 NAME = "registry.test"  # of those with TLS; see tunnel.py
 USER, PASSWORD = "alice", "open sesame"
-_HTPASSWD = f"{USER}:$2b$04$abcdefghijklmnopqrstuu/LVz6MZlItEy42I2juLihZ66HnQx/cy\n"  # of that password
+HTPASSWD = f"{USER}:$2b$04$abcdefghijklmnopqrstuu/LVz6MZlItEy42I2juLihZ66HnQx/cy\n"  # of that password
 _START_S = 30.0
 
 
@@ -68,14 +68,14 @@ def _open(program: Path, folder: Path) -> Iterator[Registry]:
 @contextlib.contextmanager
 def _password(program: Path, folder: Path) -> Iterator[Registry]:
     passwords = folder / "htpasswd"
-    passwords.write_text(_HTPASSWD, "ascii")
+    passwords.write_text(HTPASSWD, "ascii")
     with running(program, folder, auth={"htpasswd": {"realm": "a test's own", "path": str(passwords)}}) as port:
         address = f"127.0.0.1:{port}"
         yield Registry(
             address=address,
             storage=folder / "storage",
             log=folder / "log",
-            environ=_known(folder, address),
+            environ=known(folder, address),
             authorization=f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}",
         )
 
@@ -96,7 +96,7 @@ def _token(program: Path, folder: Path) -> Iterator[Registry]:
             address=address,
             storage=folder / "storage",
             log=folder / "log",
-            environ={**_known(folder, address), "HTTPS_PROXY": proxy, "SSL_CERT_FILE": str(authority.pem)},
+            environ={**known(folder, address), "HTTPS_PROXY": proxy, "SSL_CERT_FILE": str(authority.pem)},
             authority=authority.pem,
             tokens=tokens,
         )
@@ -108,26 +108,33 @@ def token_auth(tokens: TokenServer, realm: str) -> dict[str, Any]:
     return {"token": {"realm": realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": bundle}}
 
 
+def configured(
+    storage: Path, *, address: str, auth: Mapping[str, Any] | None = None, tls: Issued | None = None
+) -> dict[str, Any]:
+    """Return the configuration of a registry that listens there."""
+    http: dict[str, Any] = {"addr": address}
+    if tls:
+        http["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
+    configuration: dict[str, Any] = {
+        "version": 0.1,
+        "log": {"level": "info"},
+        "storage": {
+            "filesystem": {"rootdirectory": str(storage)},
+            "delete": {"enabled": True},
+            "maintenance": {"uploadpurging": {"enabled": False}},
+        },
+        "http": http,
+    }
+    return configuration | ({"auth": auth} if auth else {})
+
+
 @contextlib.contextmanager
 def running(
     program: Path, folder: Path, *, auth: Mapping[str, Any] | None = None, tls: Issued | None = None
 ) -> Iterator[int]:
     """Run a registry on a free port, and give that; it keeps what it stores in `folder/storage`."""
     folder.mkdir(parents=True, exist_ok=True)
-    configuration: dict[str, Any] = {
-        "version": 0.1,
-        "log": {"level": "info"},
-        "storage": {
-            "filesystem": {"rootdirectory": str(folder / "storage")},
-            "delete": {"enabled": True},
-            "maintenance": {"uploadpurging": {"enabled": False}},
-        },
-        "http": {"addr": "127.0.0.1:0"},
-    }
-    if auth:
-        configuration["auth"] = auth
-    if tls:
-        configuration["http"]["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
+    configuration = configured(folder / "storage", address="127.0.0.1:0", auth=auth, tls=tls)
     file, log = folder / "registry.yml", folder / "log"
     file.write_text(json.dumps(configuration), "utf-8")  # JSON is YAML
     environ = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")} | {
@@ -153,7 +160,7 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     raise AssertionError(message)
 
 
-def _known(folder: Path, address: str) -> dict[str, str]:
+def known(folder: Path, address: str) -> dict[str, str]:
     """Return what makes the credential known to whoever reads Docker's configuration, skopeo too."""
     configuration = folder / "docker"
     configuration.mkdir()

@@ -17,6 +17,7 @@ import pytest
 from shipway.oci.staging import locked
 
 PLACE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shipway-tests"
+COREDNS = "github.com/coredns/coredns@v1.12.4"
 CRANE = "github.com/google/go-containerregistry/cmd/crane@v0.22.1"
 DISTRIBUTION = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
 ORAS = "oras.land/oras/cmd/oras@v1.3.6"
@@ -43,6 +44,11 @@ def oras() -> Path:
     return _built(ORAS)
 
 
+def coredns() -> Path:
+    """Return CoreDNS, the name service of a cluster."""
+    return _built(COREDNS)
+
+
 def skopeo() -> Path:
     """Return Debian's skopeo."""
     return _packaged("skopeo")
@@ -51,6 +57,14 @@ def skopeo() -> Path:
 def umoci() -> Path:
     """Return Debian's umoci."""
     return _packaged("umoci")
+
+
+def go(wanted: str) -> str:
+    """Return Go, which builds what is wanted."""
+    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if not found:
+        pytest.skip(f"there is no Go to build it with: install Go 1.26, or see to it yourself: {wanted}")
+    return found
 
 
 def _packaged(name: str) -> Path:
@@ -72,10 +86,8 @@ def _built(module: str) -> Path:
 
 
 def _build(module: str, folder: Path) -> None:
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if not go:
-        pytest.skip(f"there is no Go to build it with: install Go 1.26, or GOBIN={folder} go install {module}")
     environ = {**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0"}
-    done = subprocess.run([go, "install", module], env=environ, capture_output=True, timeout=_BUILD_S, check=False)
+    program = go(f"GOBIN={folder} go install {module}")
+    done = subprocess.run([program, "install", module], env=environ, capture_output=True, timeout=_BUILD_S, check=False)
     if done.returncode != 0:
         pytest.skip(f"go install {module} failed: {done.stderr.decode()[-300:]}")

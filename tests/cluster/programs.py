@@ -1,0 +1,137 @@
+"""Other people's programs that make a cluster: Kubernetes and CoreDNS, built once, and what Debian has.
+
+Kubernetes is built from its Go module at a pinned version, five minutes on two cores, into
+the tests' cache; nothing is downloaded but modules. 1.34 is the newest that takes cgroup v1
+without asking. What is missing on this machine is a skip that says how to get it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shipway.oci.staging import locked
+from tests.docker import tools
+from tests.docker.tools import PLACE
+
+VERSION = "1.34.4"
+_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+_BUILD_S = 1800
+# Each program, and the package of Debian that has it.
+_PACKAGED = {
+    "etcd": "etcd-server",
+    "docker-registry": "docker-registry",
+    "containerd": "containerd",
+    "runc": "runc",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "mmdebstrap": "mmdebstrap",
+}
+PLUGINS = Path("/usr/lib/cni")  # of containernetworking-plugins
+_PAUSE = """package main
+
+import ("os"; "os/signal"; "syscall")
+
+func main() {
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGINT, syscall.SIGTERM)
+	<-end
+}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """Where the programs are that were built; those of Debian are on the path."""
+
+    kubernetes: Path
+    coredns: Path
+    pause: Path
+
+    @property
+    def kubectl(self) -> Path:
+        """The one of the cluster's own version."""
+        return self.kubernetes / "kubectl"
+
+
+def programs() -> Programs:
+    """Return all programs, built unless they are; raises pytest's skip."""
+    lacking = sorted(package for name, package in _PACKAGED.items() if not shutil.which(name))
+    if not (PLUGINS / "ptp").exists():
+        lacking.append("containernetworking-plugins")
+    if lacking:
+        pytest.skip(f"the cluster's parts are not here: apt-get install {' '.join(lacking)}")
+    if os.geteuid() != 0:
+        pytest.skip("a cluster makes namespaces and cgroups, which is for root")
+    return Programs(kubernetes=_kubernetes(), coredns=tools.coredns(), pause=_pause())
+
+
+def _kubernetes() -> Path:
+    folder = PLACE / "bin" / f"kubernetes-{VERSION}"
+    with locked(PLACE / "bin.lock"):
+        if not all((folder / name).exists() for name in _COMMANDS):
+            print(f"building Kubernetes {VERSION}: five minutes, once", file=sys.stderr)  # noqa: T201 - people wait
+            with tempfile.TemporaryDirectory(dir=PLACE) as scratch:
+                _build_kubernetes(Path(scratch))
+                fresh = Path(scratch) / "bin"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.parent.mkdir(exist_ok=True)
+                fresh.rename(folder)
+    return folder
+
+
+def _build_kubernetes(scratch: Path) -> None:
+    found = json.loads(_go(scratch, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
+    (scratch / "go.mod").write_text(_module(Path(found["GoMod"]).read_text("utf-8")), "utf-8")
+    packages = [f"k8s.io/kubernetes/cmd/{name}" for name in _COMMANDS]
+    imports = "".join(f'\t_ "{package}"\n' for package in packages)
+    (scratch / "tools.go").write_text(f"//go:build tools\n\npackage cluster\n\nimport (\n{imports})\n", "utf-8")
+    _go(scratch, "mod", "tidy")
+    major, minor, _ = VERSION.split(".")
+    named = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor}
+    flags = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in named.items())
+    _go(scratch, "build", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{scratch}/bin/", *packages)
+
+
+def _module(upstream: str) -> str:
+    """Return a module that uses Kubernetes; it must name the staging modules' versions, which upstream has as paths."""
+    go = re.search(r"^go .*$", upstream, re.MULTILINE)
+    assert go, "go.mod without a Go version"
+    staging = sorted(set(re.findall(r"(\S+) => \./staging/", upstream)))
+    replaced = "".join(f"\t{name} => {name} v0.{VERSION.partition('.')[2]}\n" for name in staging)
+    return f"module cluster\n\n{go[0]}\n\nrequire k8s.io/kubernetes v{VERSION}\n\nreplace (\n{replaced})\n"
+
+
+def _pause() -> Path:
+    """Return a static program that waits to be ended: what holds a pod's namespaces."""
+    program = PLACE / "bin" / "pause-1"
+    with locked(PLACE / "bin.lock"):
+        if not program.exists():
+            with tempfile.TemporaryDirectory(dir=PLACE) as scratch:
+                (Path(scratch) / "pause.go").write_text(_PAUSE, "utf-8")
+                _go(Path(scratch), "build", "-ldflags", "-s -w", "-o", "pause", "pause.go")
+                program.parent.mkdir(exist_ok=True)
+                (Path(scratch) / "pause").rename(program)
+    return program
+
+
+def _go(folder: Path, *words: str) -> str:
+    environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOWORK": "off"}
+    program = tools.go(f"Kubernetes {VERSION}")
+    done = subprocess.run(
+        [program, *words], cwd=folder, env=environ, capture_output=True, timeout=_BUILD_S, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"go {' '.join(words[:2])} failed: {done.stderr.decode()[-600:]}")
+    return done.stdout.decode()
