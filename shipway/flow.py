@@ -8,6 +8,7 @@ whatever ends a deploy early, what served before serves afterwards, and the reco
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from shipway import receipts, upkeep
-from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, Rollout, SuiteRun, Version
+from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
 from shipway.errors import ConfigError, NothingToGoBackTo
 from shipway.ledger import Outcome, Record
 from shipway.oci import compose, evidence
@@ -39,16 +40,22 @@ Only = Literal["model", "code"]
 # -- the runbooks ------------------------------------------------------------------------
 
 
-def build(site: Site, *, version: int | None = None, again: bool = False) -> Built:
+def build(site: Site, *, version: int | None = None, again: bool = False, allow_downgrade: bool = False) -> Built:
     """Test the checkout, resolve its model, compose the image and push it."""
     suite = test(site, again=again)
-    model, composed = _composed(site, version)
+    model, composed = _composed(site, version, allow_downgrade=allow_downgrade)
     ref, sent = _pushed(site, composed, _evidence(site, model, composed, suite), upkeep.TESTED)
     return Built(suite=suite, model=model, image=composed.image, ref=ref, sent_bytes=sent.bytes_sent)
 
 
 def deploy(
-    site: Site, digest: Digest | None = None, *, kind: Kind = "deploy", wait: bool = False, force: bool = False
+    site: Site,
+    digest: Digest | None = None,
+    *,
+    kind: Kind = "deploy",
+    wait: bool = False,
+    force: bool = False,
+    allow_downgrade: bool = False,
 ) -> Deployed:
     """Roll an image out, check it, and give it to users; on any failure go back.
 
@@ -57,6 +64,8 @@ def deploy(
     if kind != "rollback":
         site.require_runnable()
     wanted = read_image(site.images, digest or upkeep.newest_tested(site))
+    if digest is None and not allow_downgrade:
+        model_stage.require_forward(compose.version(wanted).model, _released_models(site))
     with _turn(site, kind, wanted, wait=wait) as turn:
         if turn.serves_already:
             turn.held.discard_candidate()  # a killed release of another version may have left one
@@ -77,11 +86,17 @@ def deploy(
 
 
 def release(
-    site: Site, *, version: int | None = None, again: bool = False, wait: bool = False, force: bool = False
+    site: Site,
+    *,
+    version: int | None = None,
+    again: bool = False,
+    wait: bool = False,
+    force: bool = False,
+    allow_downgrade: bool = False,
 ) -> Deployed:
     """Build this commit and deploy it."""
     site.require_runnable()  # before anything is built
-    built = build(site, version=version, again=again)
+    built = build(site, version=version, again=again, allow_downgrade=allow_downgrade)
     return deploy(site, built.ref.digest, kind="release", wait=wait, force=force)
 
 
@@ -130,12 +145,14 @@ def image(site: Site, *, version: int | None = None) -> Image:
     return composed.image
 
 
-def _composed(site: Site, version: int | None = None) -> tuple[Model, Composed]:
+def _composed(site: Site, version: int | None = None, *, allow_downgrade: bool = False) -> tuple[Model, Composed]:
     """Pin the model and compose the image, from what was made before where that is the same."""
     catalogue = site.catalogue
     model = model_stage.resolve(
         site.settings.model, catalogue=catalogue, root=site.root, version=version, tell=site.tell
     )
+    if version is None and not allow_downgrade:
+        model_stage.require_forward(compose.model_ref(model), _released_models(site))
     composed = image_stage.compose(
         site.settings,
         checkout=site.checkout,
@@ -152,6 +169,11 @@ def _composed(site: Site, version: int | None = None) -> tuple[Model, Composed]:
         allow_dirty=not site.in_ci,
     )
     return model, composed
+
+
+def _released_models(site: Site) -> Iterator[ModelRef]:
+    """Yield the models that served in the environment, the newest release first."""
+    return (version.model for version in served(site.ledger.attempts()))
 
 
 def push(site: Site, *, version: int | None = None) -> ImageRef:
@@ -225,7 +247,7 @@ def history(site: Site) -> tuple[Record, ...]:
 
 def plan(site: Site, *, version: int | None = None) -> Plan:
     """Say what a release would move, in bytes, and what it would go back to; change nothing that serves."""
-    _, composed = _composed(site, version)
+    _, composed = _composed(site, version, allow_downgrade=True)
     planned, live = compose.version(composed.image), site.target.current()
     same = bool(live and live.version.digest == planned.digest)
     way_back = live.version if live else None
@@ -241,6 +263,7 @@ def plan(site: Site, *, version: int | None = None) -> Plan:
         is_down=bool(live and same and not live.healthy),
         way_back=None if way_back == planned else way_back,
         refusal=refusal(site.ledger.attempts(), planned),
+        downgrade=None if version else model_stage.downgrade(planned.model, _released_models(site)),
     )
 
 
@@ -255,7 +278,7 @@ def stop(site: Site, *, wait: bool = False) -> Version | None:
 def run_here(site: Site, *, port: int | None) -> None:
     """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
     site.require_runnable()
-    model, composed = _composed(site)
+    model, composed = _composed(site, allow_downgrade=True)
     suite = test_stage.passed_before(site.state, site.snapshot)
     ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite))
     rollout_stage.run_here(

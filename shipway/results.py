@@ -132,13 +132,14 @@ class Plan:
     is_down: bool
     way_back: Version | None
     refusal: str | None
+    downgrade: str | None
 
     def text(self) -> str:
         """A few lines for people, in the order of the stages."""
         moves = ", ".join(f"{part} {size(count)}" for part, count in self.moves.items() if count)
         lines = [
             f"test      {'passed on this tree before; nothing to test' if self.tested else 'would run'}",
-            f"model     {self.version.model.name} {self.version.model.version}",
+            f"model     {self.version.model.name} {self.version.model.version}{self._downgrade()}",
             f"image     build {self.version.build}, {self.version.digest}",
             f"push      would write {moves or 'nothing'}",
             f"rollout   {self._rollout()}",
@@ -156,7 +157,11 @@ class Plan:
             "serves": self.serves,
             "way_back": asdict(self.way_back) if self.way_back else None,
             "refused": self.refusal,
+            "downgrade": self.downgrade,
         }
+
+    def _downgrade(self) -> str:
+        return f": would be refused without --allow-downgrade: it {self.downgrade}" if self.downgrade else ""
 
     def _rollout(self) -> str:
         if self.serves:
@@ -380,8 +385,8 @@ def model_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def model_text(version: ModelVersion) -> str:
-    """Return a version for people."""
+def model_text(version: ModelVersion, *, signers: Sequence[str]) -> str:
+    """Return a version for people; `signers` are the keys whose signatures of it hold."""
     tensors = [f"{way:<10} {t.name} {t.type} {list(t.shape)}" for way, ts in _signature(version) for t in ts]
     files = [f"  {size(file.size_bytes):>9}  {file.digest[7:19]}  {file.path}" for file in version.files]
     return "\n".join(
@@ -391,6 +396,7 @@ def model_text(version: ModelVersion) -> str:
             f"published  {version.created:%Y-%m-%d %H:%M:%S} UTC by {version.publisher}",
             f"commit     {version.commit or 'unknown'}",
             f"metrics    {_pairs(version.metrics) or 'none'}",
+            f"signed by  {', '.join(signers) or 'nobody'}",
             *tensors,
             f"golden     {len(version.golden.tensors)} tensor cases, {len(version.golden.exchanges)} exchanges",
             f"layer      {version.layer.digest}, {size(version.layer.size_bytes)}",

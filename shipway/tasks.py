@@ -30,6 +30,7 @@ HELP = {
     "json": "Print the result, or the error, as JSON.",
     "wait": "Wait while another release holds the lock, instead of exiting with 4.",
     "force": "Roll out a digest although it failed, or was rolled back, here before.",
+    "allow_downgrade": "Take an older model than the one released here, although nobody named it.",
     "again": "Run the test suite although this very tree passed before.",
     "model": "The model's version number (default: what the alias in release.toml names).",
     "digest": "The image's digest, sha256:…; invoke history --json lists those that served.",
@@ -161,22 +162,37 @@ def loadcheck(
 
 
 @command
-def build(_c: Context, env: str = "", model: str = "", again: bool = False, json: bool = False) -> None:
+def build(
+    _c: Context,
+    env: str = "",
+    model: str = "",
+    again: bool = False,
+    allow_downgrade: bool = False,
+    json: bool = False,
+) -> None:
     """Test, resolve the model, compose the image, push it."""
     from shipway import flow
 
-    built = flow.build(_site(env), version=_number(model, "--model"), again=again)
+    version = _number(model, "--model")
+    built = flow.build(_site(env), version=version, again=again, allow_downgrade=allow_downgrade)
     _print(built.text(), built.facts(), as_json=json)
 
 
 @command
 def deploy(
-    _c: Context, digest: str = "", env: str = "", wait: bool = False, force: bool = False, json: bool = False
+    _c: Context,
+    digest: str = "",
+    env: str = "",
+    wait: bool = False,
+    force: bool = False,
+    allow_downgrade: bool = False,
+    json: bool = False,
 ) -> None:
     """Roll out the newest image that was built from a passing suite."""
     from shipway import flow
 
-    deployed = flow.deploy(_site(env), _digest(digest) if digest else None, wait=wait, force=force)
+    wanted = _digest(digest) if digest else None
+    deployed = flow.deploy(_site(env), wanted, wait=wait, force=force, allow_downgrade=allow_downgrade)
     _print(deployed.text(), deployed.facts(), as_json=json)
 
 
@@ -188,13 +204,16 @@ def release(
     again: bool = False,
     wait: bool = False,
     force: bool = False,
+    allow_downgrade: bool = False,
     json: bool = False,
 ) -> None:
     """Build this commit and deploy it: from the test suite to users, checked."""
     from shipway import flow
 
     version = _number(model, "--model")
-    deployed = flow.release(_site(env), version=version, again=again, wait=wait, force=force)
+    deployed = flow.release(
+        _site(env), version=version, again=again, wait=wait, force=force, allow_downgrade=allow_downgrade
+    )
     _print(deployed.text(), deployed.facts(), as_json=json)
 
 
@@ -352,7 +371,9 @@ def show(
 
     site = _site(env, model={"name": name, "store": store})
     shown = site.catalogue.show(site.settings.model.name, _version(version))
-    _print(results.model_text(shown), shown.model_dump(mode="json"), as_json=json)
+    signers = [str(key) for key in site.catalogue.signers(shown.name, shown.version)]
+    facts = {**shown.model_dump(mode="json"), "signers": signers}
+    _print(results.model_text(shown, signers=signers), facts, as_json=json)
 
 
 @command

@@ -8,16 +8,16 @@ Fetches golden cases alone: the weights go from the store straight into the imag
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shipway.artifacts import Model
+from shipway.artifacts import Model, ModelRef
 from shipway.config import ModelSettings
 from shipway.console import Tell, size
-from shipway.errors import ConfigError, ModelUnfit
+from shipway.errors import ConfigError, ModelDowngrade, ModelUnfit
 from shipway.stores import Catalogue
 from shipway.stores.manifest import ModelVersion, Tensor
 
@@ -52,6 +52,32 @@ def resolve(settings: ModelSettings, *, catalogue: Catalogue, root: Path, versio
     model = catalogue.resolve(settings.name, published.version)
     tell.say("model", f"{model.name} {model.version} ({model.digest.short}, {size(model.size_bytes)})")
     return model
+
+
+def require_forward(wanted: ModelRef, released: Iterable[ModelRef]) -> None:
+    """Raise `ModelDowngrade` for what nobody named, and goes back; see `downgrade`."""
+    if why := downgrade(wanted, released):
+        raise ModelDowngrade(
+            f"{wanted.name} {wanted.version} would be released, and it {why}",
+            advice="look at invoke model.history; where it is meant, say --allow-downgrade, "
+            f"or name the version: --model {wanted.version}",
+        )
+
+
+def downgrade(wanted: ModelRef, released: Iterable[ModelRef]) -> str | None:
+    """Return why a model is a step back from those that were released, the newest first.
+
+    Whoever can write the store can move an alias, or put an old one back, but signs no
+    version: so an alias is believed as long as it goes forward, and a number for as long as
+    it is what it was.
+    """
+    before = [model for model in released if model.name == wanted.name]
+    if before and wanted.version < before[0].version:
+        return f"is older than {before[0].version}, which was released here last"
+    for model in before:
+        if model.version == wanted.version and model.digest != wanted.digest:
+            return f"is {wanted.digest.short} now, but was {model.digest.short} when it was released here"
+    return None
 
 
 def require_fit(published: ModelVersion, contract: Contract) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from shipway.artifacts import Digest, Model, ModelFile
+from shipway.artifacts import Digest, Model, ModelFile, ModelRef
 from shipway.config import ModelSettings
 from shipway.console import Console
-from shipway.errors import ConfigError, ModelMissing, ModelUnfit
+from shipway.errors import ConfigError, ModelDowngrade, ModelMissing, ModelUnfit
 from shipway.stages import model
 from shipway.stores import manifest, open_catalogue
 from shipway.stores.manifest import ModelVersion, Tensor
@@ -176,3 +176,40 @@ def test_resolve_says_what_there_is_when_the_alias_is_missing(tmp_path: Path) ->
 
     with pytest.raises(ModelMissing, match="has no alias 'latest' of lite; its aliases: none"):
         resolve(tmp_path, version=None)
+
+
+# -- going back -----------------------------------------------------------------------------
+
+
+def ref(number: int, content: bytes = b"", name: str = "lite") -> ModelRef:
+    return ModelRef(name=name, version=number, digest=Digest.of(content or b"%d" % number))
+
+
+STEPS: dict[str, tuple[ModelRef, list[ModelRef], str | None]] = {
+    "the first release": (ref(7), [], None),
+    "forward": (ref(8), [ref(7)], None),
+    "the same": (ref(7), [ref(7), ref(8)], None),
+    "older": (ref(6), [ref(7), ref(6)], "is older than 7, which was released here last"),
+    "older than before, but newer than what a person went back to": (ref(6), [ref(5), ref(7)], None),
+    "another model": (ref(1, name="heavy"), [ref(7)], None),
+    "the number of another model": (ref(7), [ref(7, b"x", name="heavy"), ref(6)], None),
+    "a number with other content": (
+        ref(7, b"x"),
+        [ref(6), ref(7)],
+        f"is {Digest.of(b'x').short} now, but was {Digest.of(b'7').short} when it was released here",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_downgrade_says_why_a_model_is_a_step_back(case: str) -> None:
+    wanted, released, told = STEPS[case]
+
+    assert model.downgrade(wanted, released) == told
+
+
+def test_require_forward_says_what_to_type() -> None:
+    with pytest.raises(ModelDowngrade, match=r"lite 6 would be released, and it is older than 7") as raised:
+        model.require_forward(ref(6), [ref(7)])
+
+    assert raised.value.next.endswith("say --allow-downgrade, or name the version: --model 6")
