@@ -100,6 +100,13 @@ def cluster(session: nox.Session) -> None:
 
 
 @nox.session
+def stores(session: nox.Session) -> None:
+    """Keep models in real stores: Azurite and an S3 server, with faults; CONTRIBUTING.md says what it needs."""
+    install_all(session)
+    session.run("pytest", "tests/stores", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side, and write the ratios to .shipway/benchmarks.json."""
     install_all(session)

@@ -31,6 +31,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 UrlPath = Annotated[str, Field(pattern=r"^/\S*$")]
+AzureCredential = Literal["cli", "managed_identity", "workload_identity", "environment", "certificate"]
 Command = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -59,7 +60,9 @@ class ModelSettings(_Table):
     """`[model]`: which model goes into the image."""
 
     name: Name = Field(description="The model's name in its store.")
-    store: str = Field(description="Where models are published: a folder.")
+    store: str = Field(
+        description="Where models are published: a folder, `az://ACCOUNT/CONTAINER/PREFIX` or `s3://BUCKET/PREFIX`."
+    )
     alias: Name = Field("latest", description="The alias that a release follows.")
     contract: str | None = Field(None, description="A JSON file of the service: the inputs and outputs it understands.")
     trusted_keys: tuple[str, ...] = Field(
@@ -72,6 +75,17 @@ class ModelSettings(_Table):
     )
     signing_key_variable: str = Field(
         "MODEL_SIGNING_KEY", description="The variable that holds that private key (PEM) where no file does."
+    )
+    azure_credential: AzureCredential = Field(
+        "cli", description="The one Azure credential that the store is read with."
+    )
+    profile: str | None = Field(None, description="The profile in AWS's files; unset is AWS's usual chain.")
+    region: str | None = Field(None, description="The bucket's region; unset is what AWS's variables and files say.")
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = Field(
+        None, description="The store's address, where it is not the provider's own: another cloud, or a server of ours."
+    )
+    authority: str | None = Field(
+        None, description="A PEM file: the certificate authority of a store that no public one vouches for."
     )
 
 
@@ -131,7 +145,7 @@ class PushSettings(_Table):
     )
     user_variable: str = Field("REGISTRY_USER", description="The variable that holds the user's name.")
     password_variable: str = Field("REGISTRY_PASSWORD", description="The variable that holds the password or token.")
-    azure_credential: Literal["cli", "managed_identity", "workload_identity", "environment"] = Field(
+    azure_credential: AzureCredential = Field(
         "cli", description='The one Azure credential that `login = "azure"` uses.'
     )
     token_services: tuple[str, ...] = Field(

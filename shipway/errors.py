@@ -139,6 +139,20 @@ class ModelError(ShipwayError):
     advice = "invoke model.list shows what the store holds"
 
 
+class StoreUnreachable(ModelError):
+    """The model store did not answer, or only with errors, however often it was asked."""
+
+    code = 20
+    advice = "look at [model] store and endpoint; then run the same command again: what arrived is not sent twice"
+
+
+class StoreRefused(ModelError):
+    """The model store refused: a login that is not good enough, a right that is lacking, or no such container."""
+
+    code = 20
+    advice = "docs/stores.md says which rights a store's login needs"
+
+
 class ModelMissing(ModelError):
     """There is no such model, version or alias in the store."""
 

@@ -28,7 +28,7 @@ from shipway.oci.layout import Layout
 from shipway.oci.unpack import fetch, unpack
 from shipway.oci.wheels import Target
 from shipway.proc import Proc
-from shipway.stores import Catalogue, Keys, open_catalogue
+from shipway.stores import Access, Catalogue, Keys, is_elsewhere, open_catalogue
 from shipway.targets import Target as Place
 from shipway.targets.local import Local
 
@@ -121,7 +121,8 @@ class Site:
         """Return the models; one that `signs` has read the private key."""
         settings = self.settings.model
         keys = Keys.of(settings, root=self.root, environ=self.environ, signs=signs)
-        return open_catalogue(settings.store, root=self.root, run=self.proc, keys=keys)
+        access = Access.of(settings, root=self.root, environ=self.environ)
+        return open_catalogue(settings.store, root=self.root, access=access, run=self.proc, keys=keys)
 
     @property
     def layout(self) -> Layout:
@@ -211,6 +212,8 @@ class Site:
 
     @property
     def _stores(self) -> tuple[str, ...]:
+        if is_elsewhere(self.settings.model.store):
+            return ()
         store = (self.root / self.settings.model.store).resolve()
         return (str(store.relative_to(self.root.resolve())),) if store.is_relative_to(self.root.resolve()) else ()
 

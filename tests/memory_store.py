@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 
 from shipway.errors import ModelError, ModelMissing
-from shipway.stores.objects import Store, Stored
+from shipway.stores.objects import Found, Replaced, Store, Stored
 
 
 class MemoryStore:
@@ -37,8 +37,9 @@ class MemoryStore:
             self.objects[key] = data
             return True
 
-    def size(self, key: str) -> int | None:
-        return len(self.objects[key]) if key in self.objects else None
+    def find(self, key: str) -> Found | None:
+        stored = self.read(key)
+        return Found(size_bytes=len(stored.data), etag=stored.etag) if stored else None
 
     def put(self, key: str, pieces: Iterable[bytes], *, size_bytes: int) -> None:
         data = b"".join(pieces)
@@ -47,11 +48,15 @@ class MemoryStore:
             raise AssertionError(message)
         self.objects[key] = data
 
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        if key not in self.objects:
+    def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
+        stored = self.read(key)
+        if stored is None:
             message = f"there is no {key}"
             raise ModelMissing(message)
-        data = self.objects[key]
+        if etag not in {None, stored.etag}:
+            message = f"{key} was replaced"
+            raise Replaced(message)
+        data = stored.data[:stop]
         for at in range(start, len(data), 1000):
             yield data[at : at + 1000]
 
@@ -85,17 +90,17 @@ class Wrapped:
         self.calls["replace"] += 1
         return self._store.replace(key, data, etag=etag)
 
-    def size(self, key: str) -> int | None:
-        self.calls["size"] += 1
-        return self._store.size(key)
+    def find(self, key: str) -> Found | None:
+        self.calls["find"] += 1
+        return self._store.find(key)
 
     def put(self, key: str, pieces: Iterable[bytes], *, size_bytes: int) -> None:
         self.calls["put"] += 1
         self._store.put(key, pieces, size_bytes=size_bytes)
 
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+    def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
         self.calls["stream"] += 1
-        return self._store.stream(key, start=start)
+        return self._store.stream(key, start=start, stop=stop, etag=etag)
 
     def delete(self, key: str) -> None:
         self.calls["delete"] += 1
@@ -118,9 +123,9 @@ class Faulty(Wrapped):
         self.times = times
         self.starts: list[int] = []
 
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+    def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
         self.starts.append(start)
-        pieces = super().stream(key, start=start)
+        pieces = super().stream(key, start=start, stop=stop, etag=etag)
         if self.times == 0:
             return pieces
         self.times -= 1

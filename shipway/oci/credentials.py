@@ -10,29 +10,19 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
+from shipway import entra
 from shipway.config import PushSettings
+from shipway.entra import DEADLINE_S, TokenSource
 from shipway.errors import LoginMissing, ToolFailed, ToolMissing
 from shipway.proc import Run
 
-DEADLINE_S = 10.0
-
 _AZURE_SCOPE = "https://containerregistry.azure.net/.default"
-_AZURE = {
-    "cli": ("AzureCliCredential", "az login"),
-    "managed_identity": ("ManagedIdentityCredential", "give this machine a managed identity with the role AcrPush"),
-    "workload_identity": ("WorkloadIdentityCredential", "run under a service account with a workload identity"),
-    "environment": (
-        "EnvironmentCredential",
-        "set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET of an application with the role AcrPush",
-    ),
-}
 
 
 class Secret:
@@ -88,13 +78,6 @@ class AzureCredential:
         return self.source
 
 
-class TokenSource(Protocol):
-    """What azure-identity's credentials are."""
-
-    def get_token(self, *scopes: str) -> Any:
-        """Return an object whose `token` is the token."""
-
-
 def find_credential(
     host: str,
     *,
@@ -115,7 +98,7 @@ def find_credential(
         case "anonymous":
             return None
         case "azure":
-            return _from_azure(settings, azure or _azure_identity)
+            return _from_azure(settings, environ, azure)
         case "environment":
             found = _from_variables(settings, environ)
             where = f"{settings.user_variable} and {settings.password_variable} are not both set"
@@ -142,34 +125,15 @@ def _from_variables(settings: PushSettings, environ: Mapping[str, str]) -> Crede
     )
 
 
-def _from_azure(settings: PushSettings, azure: Callable[[str], TokenSource]) -> AzureCredential:
-    name, advice = _AZURE[settings.azure_credential]
-    advice = f"{advice}, then invoke doctor"
-    return AzureCredential(source=f"Azure's {name}", entra=partial(_entra_token, azure, name, advice), advice=advice)
-
-
-def _entra_token(azure: Callable[[str], TokenSource], name: str, advice: str) -> Secret:
-    try:
-        return Secret(azure(name).get_token(_AZURE_SCOPE).token)
-    except LoginMissing:
-        raise
-    except Exception as error:  # azure-identity raises ValueError, ClientAuthenticationError and more
-        why = (str(error) or repr(error)).splitlines()[0][:300]
-        raise LoginMissing(f"Azure's {name} gave no token", tail=why, advice=advice) from error
-
-
-def _azure_identity(name: str) -> TokenSource:
-    """Make the one credential that the settings name: the default chain can walk for half a minute."""
-    try:
-        from azure import identity  # noqa: PLC0415 - heavy, and needed only for Azure
-    except ImportError as error:
-        raise LoginMissing(
-            '[push] login = "azure" needs azure-identity, which is not installed',
-            advice="pip install 'shipway[azure]', then invoke doctor",
-        ) from error
-    logging.getLogger("azure").addHandler(logging.NullHandler())  # else it tells stderr too what our error says
-    made: TokenSource = getattr(identity, name)()
-    return made
+def _from_azure(
+    settings: PushSettings, environ: Mapping[str, str], make: Callable[[str], TokenSource] | None
+) -> AzureCredential:
+    found = entra.identity(
+        settings.azure_credential, role="AcrPush", setting='[push] login = "azure"', environ=environ, make=make
+    )
+    return AzureCredential(
+        source=str(found), entra=lambda: Secret(found.token(_AZURE_SCOPE).token), advice=found.advice
+    )
 
 
 def _from_docker(host: str, environ: Mapping[str, str], proc: Run) -> Credential | None:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import httpx
 
+from shipway.entra import DEADLINE_S
 from shipway.errors import LoginMissing, RegistryRefused
-from shipway.oci.credentials import DEADLINE_S, AzureCredential, Credential, Secret
+from shipway.oci.credentials import AzureCredential, Credential, Secret
 from shipway.oci.reference import is_loopback
 from shipway.oci.tokens import TokenService, basic
 from shipway.oci.transport import shown

@@ -13,28 +13,25 @@ import base64
 import contextlib
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 
+from shipway.entra import DEADLINE_S, within
 from shipway.errors import LoginMissing, RegistryRefused, RegistryUnreachable
-from shipway.oci.credentials import DEADLINE_S, AzureCredential, Credential, Secret
+from shipway.oci.credentials import AzureCredential, Credential, Secret
 from shipway.oci.transport import TRANSIENT, printable, untrusted
 
 _LIFE_S = 60.0  # of a token that does not say: the protocol's own default
 _ANSWER_BYTES = 1 << 20  # the longest answer that is read
 _FIRST_PAUSE_S = 0.25
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +108,7 @@ class TokenService:
 
     def _azure_exchange(self, credential: AzureCredential, until: float) -> Secret:
         try:
-            entra = _within(until - time.monotonic(), credential.entra)
+            entra = within(until - time.monotonic(), credential.entra)
         except TimeoutError as error:
             raise LoginMissing(
                 f"{credential} gave no token within {self._deadline_s:g} s", advice=credential.advice
@@ -128,7 +125,7 @@ class TokenService:
     def _ask(self, request: httpx.Request, credential: Credential | AzureCredential | None, until: float) -> _Answer:
         """Send the request until it is answered; raises `RegistryRefused` unless the answer is 200."""
         try:
-            answer = _within(until - time.monotonic(), partial(self._patiently, request, until))
+            answer = within(until - time.monotonic(), partial(self._patiently, request, until))
         except TimeoutError as error:
             raise self._unreachable(f"gave no answer within {self._deadline_s:g} s") from error
         if answer.status == httpx.codes.OK:
@@ -218,20 +215,3 @@ def _said(answer: _Answer) -> str:
         return ""
     words = first.get("message") or first.get("error_description") or first.get("details") or first.get("error") or ""
     return printable(str(words))
-
-
-def _within(seconds: float, work: Callable[[], _T]) -> _T:
-    """Return what `work` does; raises `TimeoutError` after so long, and leaves it alone then.
-
-    Looking up a name, and what azure-identity asks, cannot be cut short otherwise.
-    """
-    future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - handed over
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(max(0.0, seconds))

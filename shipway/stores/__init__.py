@@ -8,18 +8,42 @@ from shipway.errors import NotConfigured
 from shipway.proc import Proc, Run
 from shipway.stores.catalogue import Catalogue
 from shipway.stores.directory import Directory
+from shipway.stores.objects import Access, Store
 from shipway.stores.signing import Keys
 
-__all__ = ["Catalogue", "Keys", "open_catalogue"]
+__all__ = ["Access", "Catalogue", "Keys", "is_elsewhere", "open_catalogue"]
 
 
-def open_catalogue(store: str, *, root: Path, run: Run | None = None, keys: Keys | None = None) -> Catalogue:
-    """Open the store that `[model] store` names: a folder, relative to `root`; `keys` say whose signature counts.
+def open_catalogue(
+    store: str,
+    *,
+    root: Path = Path(),
+    access: Access | None = None,
+    keys: Keys | None = None,
+    run: Run | None = None,
+) -> Catalogue:
+    """Open the store of this name: a folder, relative to `root`, or an address; nothing is asked yet.
 
-    Raises `NotConfigured` for a store elsewhere, which this version does not know yet.
+    `access` says how a store elsewhere is reached, `keys` whose signature counts. Raises
+    `NotConfigured` for a store that this version does not know.
     """
-    if "://" in store:
+    return Catalogue(_open(store, root, access or Access()), run=run or Proc(), keys=keys)
+
+
+def is_elsewhere(store: str) -> bool:
+    """Tell whether this names a store that is no folder."""
+    return "://" in store
+
+
+def _open(store: str, root: Path, access: Access) -> Store:
+    scheme, _, _place = store.partition("://") if is_elsewhere(store) else ("", "", store)
+    if scheme == "az":
+        from shipway.stores.azure import open_azure  # noqa: PLC0415 - brings Azure's client
+
+        return open_azure(store, access)
+    if scheme:
         raise NotConfigured(
-            f"the model store {store!r} is not configured", advice="this version reads models from a folder"
+            f"the model store {store!r} is not configured",
+            advice="this version reads models from a folder and from az://ACCOUNT/CONTAINER/PREFIX",
         )
-    return Catalogue(Directory(root / store), run=run or Proc(), keys=keys)
+    return Directory(root / store)

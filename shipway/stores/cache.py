@@ -1,32 +1,29 @@
 """What was fetched from a store: under its hash, shared by several processes.
 
-Owns resuming, the check of length and hash (each time: an SDK's success is no proof, and
-disks rot), and folders made of links to what is here. Knows nothing of stores: it is given a
-function that streams a file from an offset on. A file is here whole or not at all; the half
-of one that a dead process left is a `.part`, and is gone on with. Raises `ModelCorrupt` when
-what comes is not what was promised, and `ModelError` when the disk does not take it.
+Owns the check of length and hash (each time: an SDK's success is no proof, and disks rot),
+and folders made of links to what is here. Knows nothing of stores: it is given a source, and
+fetches it in ranges. A file is here whole or not at all; the half of one that a dead process
+left is a `.part`, and is gone on with. Raises `ModelCorrupt` when what comes is not what was
+promised, and `ModelError` when the disk does not take it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from shipway.artifacts import ModelFile
 from shipway.errors import ModelCorrupt, ModelError
-from shipway.stores import durable
+from shipway.stores import durable, transfer
 from shipway.stores.manifest import measured, set_digest
+from shipway.stores.objects import Replaced
+from shipway.stores.transfer import Part, Source, Unasked
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-Fetch = Callable[[ModelFile, int], Iterable[bytes]]
 _TRIES = 3
 
 
@@ -47,7 +44,7 @@ class Cache:
             path.unlink()
         return None
 
-    def fetch(self, file: ModelFile, fetch: Fetch, advance: Callable[[int], None]) -> Path:
+    def fetch(self, file: ModelFile, source: Source, advance: Callable[[int], None]) -> Path:
         """Return the verified file, fetching what is missing of it."""
         path = self._blobs / file.digest.hex
         part = path.with_suffix(".part")
@@ -60,7 +57,7 @@ class Cache:
                 if self.find(file):  # somebody else fetched it while we waited
                     part.unlink()
                     return path
-                _fill(written, file, fetch, advance)
+                _fill(written, file, source, advance)
                 durable.sync(written)
                 part.rename(path)
                 path.chmod(0o444)  # last: a part that is read-only could not be gone on with
@@ -77,36 +74,30 @@ class Cache:
         return target
 
 
-def _fill(written: BinaryIO, file: ModelFile, fetch: Fetch, advance: Callable[[int], None]) -> None:
-    """Go on where the bytes end, a few times; begin anew when they turn out to be the wrong ones."""
+def _fill(written: BinaryIO, file: ModelFile, source: Source, advance: Callable[[int], None]) -> None:
+    """Go on with what is there; begin anew, a few times, when it turns out to be wrong."""
     trouble = ""
     for _ in range(_TRIES):
-        hashed, held = _hashed(written)
-        if held < file.size_bytes:
-            for piece in fetch(file, held):
-                written.write(piece)
-                hashed.update(piece)
-                held += len(piece)
-                advance(len(piece))
-                if held > file.size_bytes:
-                    break
-        if held == file.size_bytes and hashed.hexdigest() == file.digest.hex:
-            return
-        if held < file.size_bytes:
-            trouble = f"{held:,} of {file.size_bytes:,} bytes came"
-        else:
+        part = Part(written, file.size_bytes)
+        advance(part.held_bytes)
+        try:
+            etag = _etag(file, source) if part.count > 1 else None
+            if transfer.fill(part, source, etag=etag, advance=advance) == file.digest.hex:
+                part.finish()
+                return
             trouble = f"the bytes that came are not those of {file.digest}"
-            written.truncate(0)
+        except (Replaced, Unasked) as error:
+            trouble = error.message
+        advance(-part.held_bytes)
+        written.truncate(0)
     raise ModelCorrupt(f"{file.path}: {trouble}")
 
 
-def _hashed(file: BinaryIO) -> tuple[_Hash, int]:
-    """Hash what is there, and stand at its end."""
-    file.seek(0)
-    hashed = hashlib.sha256()
-    while piece := file.read(durable.PIECE_BYTES):
-        hashed.update(piece)
-    return hashed, file.tell()
+def _etag(file: ModelFile, source: Source) -> str | None:
+    found = source.find()
+    if found and found.size_bytes != file.size_bytes:
+        raise ModelCorrupt(f"{file.path}: the store holds {found.size_bytes:,} of {file.size_bytes:,} bytes")
+    return found.etag if found else None
 
 
 def _is_whole(path: Path, file: ModelFile) -> bool:

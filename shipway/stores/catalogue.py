@@ -36,10 +36,10 @@ from shipway.config import Name
 from shipway.console import Tell, size
 from shipway.errors import AliasMoved, ModelCorrupt, ModelError, ModelMissing, ModelRefused, ModelUntrusted
 from shipway.proc import Run
-from shipway.stores import durable, golden, manifest, safety, signing
+from shipway.stores import durable, golden, manifest, safety, signing, transfer
 from shipway.stores.cache import Cache
 from shipway.stores.manifest import File, Golden, LayerSize, ModelVersion, Move
-from shipway.stores.objects import Store, Stored
+from shipway.stores.objects import Blob, Store, Stored
 from shipway.stores.signing import Keys, PublicKey
 from shipway.tarball import Entry
 
@@ -131,7 +131,7 @@ class Catalogue:
         missing = False
         for file in files:
             key = _blob(name, file)
-            missing |= self._store.size(key) is None
+            missing |= self._store.find(key) is None
             if self._is_whole(key, file):
                 continue
             with tell.progress("model", file.path, file.size_bytes) as advance:
@@ -140,9 +140,13 @@ class Catalogue:
         return missing
 
     def _is_whole(self, key: str, file: ModelFile) -> bool:
-        if self._store.size(key) != file.size_bytes:
+        found = self._store.find(key)
+        if found is None or found.size_bytes != file.size_bytes:
             return False
-        return manifest.measured(self._store.stream(key)) == (file.digest, file.size_bytes)
+        return manifest.measured(transfer.ahead(Blob(self._store, key), file.size_bytes)) == (
+            file.digest,
+            file.size_bytes,
+        )
 
     def _number(self, draft: ModelVersion, *, is_new: bool) -> Published:
         """Take the next free number, unless this content has one.
@@ -307,9 +311,9 @@ class Catalogue:
         """Pin a version by number or alias; its files are there, in the right sizes."""
         version = self.show(name, which)
         for file in version.model.files:
-            found = self._store.size(_blob(name, file))
-            if found != file.size_bytes:
-                state = "is missing" if found is None else f"has {found:,} bytes"
+            found = self._store.find(_blob(name, file))
+            if found is None or found.size_bytes != file.size_bytes:
+                state = "is missing" if found is None else f"has {found.size_bytes:,} bytes"
                 raise ModelCorrupt(
                     f"version {version.version} of {name} in {self} names {file.path} "
                     f"({file.size_bytes:,} bytes), which {state}: {_blob(name, file)}"
@@ -324,7 +328,7 @@ class Catalogue:
         blobs = {}
         with tell.progress("model", f"{model.name} {model.version}", sum(file.size_bytes for file in files)) as advance:
             for file in files:
-                blobs[file] = held.fetch(file, lambda file, start: self._stream(model, file, start), advance)
+                blobs[file] = held.fetch(file, Blob(self._store, _blob(model.name, file)), advance)
         return held.folder(blobs)
 
     def golden_exchanges(self, ref: ModelRef, *, cache: Path, tell: Tell) -> Path:
@@ -362,7 +366,9 @@ class Catalogue:
     def _read(self, model: Model, file: ModelFile, *, cache: Path) -> Iterable[bytes]:
         found = Cache(cache).find(file)
         wrong = ModelCorrupt(f"{file.path} in {self}: the bytes that came are not those of {file.digest}")
-        return durable.read(found) if found else _promised(self._stream(model, file, 0), file, wrong)
+        if found:
+            return durable.read(found)
+        return _promised(transfer.ahead(Blob(self._store, _blob(model.name, file)), file.size_bytes), file, wrong)
 
     # -- aliases -------------------------------------------------------------------------
 
@@ -431,9 +437,6 @@ class Catalogue:
         if numbers:
             return f"; it has {min(numbers)} to {max(numbers)}"
         return f"; it has {', '.join(self.names()) or 'no model at all'}"
-
-    def _stream(self, model: Model, file: ModelFile, start: int) -> Iterator[bytes]:
-        return self._store.stream(_blob(model.name, file), start=start)
 
 
 def _draft(

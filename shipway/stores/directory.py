@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from shipway.errors import ModelError, ModelMissing
 from shipway.stores import durable
-from shipway.stores.objects import Stored
+from shipway.stores.objects import Found, Replaced, Stored
 
 
 class Directory:
@@ -50,23 +52,25 @@ class Directory:
         except ModelMissing:
             return False
 
-    def size(self, key: str) -> int | None:
-        """See `Store.size`."""
+    def find(self, key: str) -> Found | None:
+        """See `Store.find`."""
         try:
             with _translated("read", self._path(key)):
-                return self._path(key).stat(follow_symlinks=False).st_size
+                found = self._path(key).stat(follow_symlinks=False)
         except ModelMissing:
             return None
+        return Found(size_bytes=found.st_size, etag=_tag(found))
 
     def put(self, key: str, pieces: Iterable[bytes], *, size_bytes: int) -> None:
         """See `Store.put`."""
         with _translated("write", self._path(key), size_bytes):
             durable.write(self._path(key), pieces, replace=True)
 
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+    def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
         """See `Store.stream`."""
-        with _translated("read", self._path(key)):
-            yield from durable.read(self._path(key), start=start)
+        path = self._path(key)
+        with _translated("read", path):
+            yield from durable.read(path, start=start, stop=stop, unless=partial(_require, path, etag))
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
@@ -89,6 +93,16 @@ class Directory:
             message = f"not a key: {key!r}"
             raise ValueError(message)
         return self._folder / key
+
+
+def _tag(found: os.stat_result) -> str:
+    """Return a large object's tag: files are replaced here, never written to."""
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
+def _require(path: Path, etag: str | None, opened: os.stat_result) -> None:
+    if etag is not None and _tag(opened) != etag:
+        raise Replaced(f"{path} was replaced while it was read")
 
 
 def _stored(data: bytes) -> Stored:

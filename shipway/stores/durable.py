@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,11 +50,19 @@ def temporary_in(folder: Path) -> Path:
     return folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
 
 
-def read(path: Path, *, start: int = 0) -> Iterator[bytes]:
-    """Yield a regular file's bytes from `start` on, in pieces; a symbolic link is an `OSError`."""
+def read(
+    path: Path, *, start: int = 0, stop: int | None = None, unless: Callable[[os.stat_result], None] | None = None
+) -> Iterator[bytes]:
+    """Yield a regular file's bytes from `start` to before `stop`, in pieces; a symbolic link is an `OSError`.
+
+    `unless` sees what was opened, and may raise.
+    """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-        file.seek(start)
-        while piece := file.read(PIECE_BYTES):
+        if unless:
+            unless(os.fstat(file.fileno()))
+        at = file.seek(start)
+        while piece := file.read(PIECE_BYTES if stop is None else min(PIECE_BYTES, max(0, stop - at))):
+            at += len(piece)
             yield piece
 
 

@@ -8,9 +8,40 @@ raises `ModelError`. Nobody trusts what `stream` gives: the caller checks length
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, Self
+
+from shipway.config import AzureCredential, ModelSettings
+from shipway.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a store elsewhere is reached: the keys of `[model]` that bear these names.
+
+    `environ` is where credentials are looked for by their usual names.
+    """
+
+    azure_credential: AzureCredential = "cli"
+    profile: str | None = None
+    region: str | None = None
+    endpoint: str | None = None
+    authority: Path | None = None
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, settings: ModelSettings, *, root: Path, environ: Mapping[str, str]) -> Self:
+        """Take what the settings say; their paths are relative to `root`."""
+        return cls(
+            azure_credential=settings.azure_credential,
+            profile=settings.profile,
+            region=settings.region,
+            endpoint=settings.endpoint,
+            authority=root / settings.authority if settings.authority else None,
+            environ=environ,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +52,20 @@ class Stored:
     etag: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An object that is there: its size, and a tag that changes whenever its bytes do."""
+
+    size_bytes: int
+    etag: str
+
+
+class Replaced(ModelError):
+    """An object is not the one any more whose tag was given."""
+
+
 class Store(Protocol):
-    """A place for objects; `str()` of it is its address, for people."""
+    """A place for objects; `str()` of it is its address, for people. Several threads may use it."""
 
     def read(self, key: str) -> Stored | None:
         """Return a small object, or `None` when there is none."""
@@ -33,17 +76,36 @@ class Store(Protocol):
     def replace(self, key: str, data: bytes, *, etag: str) -> bool:
         """Write a small object if it is still the one that was read; `False` when it is not."""
 
-    def size(self, key: str) -> int | None:
-        """Return an object's size in bytes, or `None` when there is none."""
+    def find(self, key: str) -> Found | None:
+        """Return what is known of an object without its bytes, or `None` when there is none."""
 
     def put(self, key: str, pieces: Iterable[bytes], *, size_bytes: int) -> None:
         """Write a large object, replacing what is there; when `pieces` raises, nothing is changed."""
 
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """Yield an object's bytes from `start` on; raises `ModelMissing` when there is none."""
+    def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
+        """Yield an object's bytes from `start` to before `stop`, or to its end.
+
+        Raises `ModelMissing` when there is none, and `Replaced` when it has another tag than `etag`.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 
     def children(self, folder: str) -> list[str]:
         """Return the names, objects and folders alike, directly in a folder; `""` is the top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One large object of a store."""
+
+    store: Store
+    key: str
+
+    def find(self) -> Found | None:
+        """See `Store.find`."""
+        return self.store.find(self.key)
+
+    def stream(self, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
+        """See `Store.stream`."""
+        return self.store.stream(self.key, start=start, stop=stop, etag=etag)

@@ -8,7 +8,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-LEAVES = {"artifacts", "errors", "console", "proc", "config", "tarball", "checkout", "exchanges", "ledger", "receipts"}
+LEAVES = {
+    "artifacts",
+    "errors",
+    "console",
+    "proc",
+    "config",
+    "tarball",
+    "checkout",
+    "exchanges",
+    "ledger",
+    "receipts",
+    "entra",
+}
 MAY_IMPORT = {
     "tasks": LEAVES | {"flow", "models", "upkeep", "doctor", "results", "site"},
     "flow": LEAVES | {"stages", "stores", "oci", "targets", "results", "site", "turn", "upkeep"},
@@ -29,6 +41,7 @@ MAY_IMPORT = {
     "receipts": {"ledger"},
     "checkout": {"artifacts", "errors", "proc"},
     "exchanges": {"errors"},
+    "entra": {"errors"},
     "console": set(),
     "tarball": set(),
     "artifacts": set(),
@@ -48,6 +61,8 @@ HEAVY_AT_THE_TOP = {
     "uv",
     "deflate",
     "cryptography",
+    "boto3",
+    "botocore",
 }
 
 
@@ -131,6 +146,17 @@ def test_the_process_environment_is_read_only_at_the_top() -> None:
     ]
 
     assert wrong == []
+
+
+def test_azure_is_imported_only_where_its_answers_are_translated() -> None:
+    found = {
+        str(path.relative_to(ROOT / "shipway"))
+        for path in _modules("shipway")
+        for imported in _imports(path)
+        if imported.split(".")[0] == "azure"
+    }
+
+    assert found == {"entra.py", "stores/azure.py"}
 
 
 def test_heavy_packages_are_imported_only_where_they_are_used() -> None:

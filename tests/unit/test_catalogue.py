@@ -216,7 +216,7 @@ def test_resolve_lists_nothing_when_there_are_ten_thousand_versions(store: Memor
     model = catalogue.resolve("adds", "latest")
 
     assert model.version == 1
-    assert dict(counted.calls) == {"read": 2, "size": len(model.files)}
+    assert dict(counted.calls) == {"read": 2, "find": len(model.files)}
     assert publish(catalogue, tmp_path, weight=2) == (10_001, True)
     assert time.monotonic() - began < 2
 

@@ -16,7 +16,12 @@ from shipway.stores.directory import Directory
 def test_every_call_refuses_when_a_key_would_leave_the_directory(key: str, tmp_path: Path) -> None:
     store = Directory(tmp_path / "store")
 
-    for call in (store.read, store.size, lambda key: list(store.stream(key)), lambda key: store.create(key, b"")):
+    for call in (
+        store.read,
+        store.find,
+        lambda key: list(store.stream(key, start=0, stop=1)),
+        lambda key: store.create(key, b""),
+    ):
         with pytest.raises(ValueError, match="not a key"):
             call(key)
 

@@ -19,7 +19,7 @@ store = "models"
 [service]
 command = ["serve"]
 [env.cloud.model]
-store = "az://account/models"
+store = "gs://bucket/models"
 [env.cloud.push]
 repository = "registry.example/thing"
 [env.cloud.rollout]
@@ -30,7 +30,7 @@ target = "kubernetes"
 @pytest.mark.parametrize(
     ("part", "named"),
     [
-        (lambda site: site.catalogue, "az://account/models"),
+        (lambda site: site.catalogue, "gs://bucket/models"),
         (lambda site: site.target, "kubernetes"),
     ],
 )

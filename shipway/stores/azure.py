@@ -1,0 +1,335 @@
+"""A container of Azure Blob storage as a store: `az://ACCOUNT/CONTAINER/PREFIX`.
+
+Owns the mapping of keys to blobs, conditional writes, and the words of Azure's failures. One
+Entra credential, chosen by name, and never a key. Knows nothing of models. Azure's client
+neither asks again nor goes parallel here: what is asked again, and how long, is `patience`'s
+business, and a body that ends early is looked for, because the client does not notice one.
+https://learn.microsoft.com/rest/api/storageservices/blob-service-rest-api
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from shipway import entra
+from shipway.entra import Identity
+from shipway.errors import (
+    ModelError,
+    ModelMissing,
+    NotConfigured,
+    ShipwayError,
+    StoreRefused,
+    StoreUnreachable,
+)
+from shipway.stores import transfer
+from shipway.stores.objects import Access, Found, Replaced, Stored
+from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, resumed, retry_after_s
+
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobClient, ContainerClient
+
+ROLE = "Storage Blob Data Contributor"
+_ADDRESS = re.compile(r"az://([a-z0-9]{3,24})/([a-z0-9](?:-?[a-z0-9]){2,62})((?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)/?")
+_REQUEST_BYTES = 4 << 20  # of one answer, which the client holds in memory whole
+_MOST_BLOCKS = 50_000
+_CONNECT_S, _READ_S = 10, 30
+_RENEW_S = 300  # so long before its end a token is asked for anew
+_NOT_ALLOWED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_TAKEN = {"BlobAlreadyExists", "UnauthorizedBlobOverwrite", "BlobImmutableDueToPolicy"}
+
+
+def open_azure(
+    address: str, access: Access, *, identity: Identity | None = None, clock: Clock | None = None
+) -> AzureBlobs:
+    """Name a container; nobody is asked yet. Raises `NotConfigured`.
+
+    `identity` stands in for the one that `access` names.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise NotConfigured(
+            f"[model] store = {address!r} is no container of Azure", advice="write az://ACCOUNT/CONTAINER/PREFIX"
+        )
+    account, container, prefix = match.groups()
+    endpoint = access.endpoint or f"https://{account}.blob.core.windows.net"
+    if not endpoint.startswith("https://"):
+        raise NotConfigured(
+            f"[model] endpoint = {endpoint!r} is no https address", advice="Azure's tokens travel over https alone"
+        )
+    try:
+        from azure.storage.blob import ContainerClient  # noqa: PLC0415 - heavy, and needed only for Azure
+    except ImportError as error:
+        raise NotConfigured(
+            f"{address} needs azure-storage-blob, which is not installed", advice="pip install 'shipway[azure]'"
+        ) from error
+    who = identity or entra.identity(
+        access.azure_credential, role=ROLE, setting=f"[model] store = {address!r}", environ=access.environ
+    )
+    verified: dict[str, Any] = {"connection_verify": str(access.authority)} if access.authority else {}
+    client = ContainerClient(
+        endpoint,
+        container,
+        credential=_Tokens(who),
+        retry_total=0,
+        connection_timeout=_CONNECT_S,
+        read_timeout=_READ_S,
+        max_single_get_size=_REQUEST_BYTES,
+        max_single_put_size=_REQUEST_BYTES,
+        **verified,
+    )
+    return AzureBlobs(client, prefix.strip("/"), address=address, who=who, clock=clock or Clock())
+
+
+class AzureBlobs:
+    """A `Store` in a container, which must exist."""
+
+    def __init__(self, client: ContainerClient, prefix: str, *, address: str, who: Identity, clock: Clock) -> None:
+        """Take the container's client, and where in it the keys begin."""
+        self._client = client
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._address = address.rstrip("/")
+        self._who = who
+        self._clock = clock
+
+    def __str__(self) -> str:
+        return self._address
+
+    def read(self, key: str) -> Stored | None:
+        """See `Store.read`."""
+
+        def once(_again: bool) -> Stored:  # noqa: FBT001 - of `persist`
+            with self._translated(key):
+                blob = self._blob(key).download_blob()
+                data = blob.readall()
+                self._require(key, len(data), blob.properties.size)
+                return Stored(data=data, etag=str(blob.properties.etag))
+
+        try:
+            return persist(self._clock, once)
+        except ModelMissing:
+            return None
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        return self._write(key, data, overwrite=False)
+
+    def replace(self, key: str, data: bytes, *, etag: str) -> bool:
+        """See `Store.replace`."""
+        from azure.core import MatchConditions  # noqa: PLC0415 - as in `open_azure`
+
+        return self._write(key, data, overwrite=True, etag=etag, match_condition=MatchConditions.IfNotModified)
+
+    def find(self, key: str) -> Found | None:
+        """See `Store.find`."""
+
+        def once(_again: bool) -> Found:  # noqa: FBT001 - of `persist`
+            with self._translated(key):
+                found = self._blob(key).get_blob_properties()
+                return Found(size_bytes=found.size, etag=str(found.etag))
+
+        try:
+            return persist(self._clock, once)
+        except ModelMissing:
+            return None
+
+    def put(self, key: str, pieces: Iterable[bytes], *, size_bytes: int) -> None:
+        """See `Store.put`; blocks are staged several at a time, and become the blob at once."""
+        from azure.storage.blob import BlobBlock  # noqa: PLC0415 - as in `open_azure`
+
+        block_bytes = max(_REQUEST_BYTES, -(-size_bytes // _MOST_BLOCKS))
+        if size_bytes <= block_bytes:
+            data = b"".join(pieces)
+            _require_size(key, len(data), size_bytes)
+            self._write(key, data, overwrite=True)
+            return
+        before = self.find(key)
+        mine = uuid.uuid4().hex
+        sent_bytes, staged = 0, []
+
+        def stage(numbered: tuple[int, bytes]) -> tuple[str, int]:
+            name, data = f"{mine}-{numbered[0]:05}", numbered[1]
+
+            def once(_again: bool) -> None:  # noqa: FBT001 - of `persist`
+                with self._translated(key):
+                    self._blob(key).stage_block(name, data, len(data), validate_content=True)
+
+            persist(self._clock, once)
+            return name, len(data)
+
+        numbered = enumerate(transfer.blocks(pieces, block_bytes))
+        for name, count in transfer.in_order(numbered, stage, threads=transfer.THREADS, ahead=transfer.THREADS):
+            staged.append(BlobBlock(block_id=name))
+            sent_bytes += count
+        _require_size(key, sent_bytes, size_bytes)
+
+        def commit(_again: bool) -> None:  # noqa: FBT001 - of `persist`
+            with self._translated(key):
+                self._blob(key).commit_block_list(staged)
+
+        try:
+            persist(self._clock, commit)
+        except StoreRefused as error:
+            # whoever commits the same blob meanwhile makes the service forget the blocks of all others
+            now = self.find(key)
+            if "InvalidBlockList" not in error.message or now is None or now == before:
+                raise
+            _require_size(key, now.size_bytes, size_bytes)
+
+    def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
+        """See `Store.stream`."""
+        return resumed(self._clock, partial(self._stream, key, stop, etag), start)
+
+    def delete(self, key: str) -> None:
+        """See `Store.delete`."""
+
+        def once(_again: bool) -> None:  # noqa: FBT001 - of `persist`
+            with self._translated(key):
+                self._blob(key).delete_blob()
+
+        with contextlib.suppress(ModelMissing):
+            persist(self._clock, once)
+
+    def children(self, folder: str) -> list[str]:
+        """See `Store.children`."""
+        prefix = self._prefix + (f"{folder}/" if folder else "")
+        found: list[str] = []
+        after: str | None = None
+        while True:
+            names, after = persist(self._clock, partial(self._page, prefix, after))
+            found += names
+            if not after:
+                return found
+
+    def _page(self, prefix: str, after: str | None, _again: bool) -> tuple[list[str], str | None]:  # noqa: FBT001 - of `persist`
+        with self._translated(prefix):
+            pages: Any = self._client.walk_blobs(name_starts_with=prefix or None, delimiter="/").by_page(after)
+            names = [item.name.removeprefix(prefix).rstrip("/") for item in next(pages, ())]
+            return names, pages.continuation_token
+
+    def _stream(self, key: str, stop: int, etag: str | None, start: int) -> Iterator[bytes]:
+        from azure.core import MatchConditions  # noqa: PLC0415 - as in `open_azure`
+
+        condition: dict[str, Any] = {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
+        while start < stop:
+            length = min(_REQUEST_BYTES, stop - start)
+            with self._translated(key, reading=True):
+                try:
+                    blob = self._blob(key).download_blob(start, length, **condition)
+                except Exception as error:
+                    if getattr(error, "status_code", None) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                        return
+                    raise
+                data = blob.readall()
+            yield data
+            start += len(data)
+            self._require(key, len(data), blob.size)
+            if len(data) < length:
+                return
+
+    def _write(self, key: str, data: bytes, **condition: Any) -> bool:
+        def once(again: bool) -> bool:  # noqa: FBT001 - of `persist`
+            try:
+                with self._translated(key):
+                    self._blob(key).upload_blob(data, length=len(data), validate_content=True, **condition)
+            except (Replaced, ModelMissing):
+                stored = self.read(key) if again else None  # the answer to an earlier try may have been lost
+                return stored is not None and stored.data == data
+            return True
+
+        return persist(self._clock, once)
+
+    def _blob(self, key: str) -> BlobClient:
+        return self._client.get_blob_client(self._prefix + key)
+
+    def _require(self, key: str, came: int, said: int) -> None:
+        if came != said:
+            raise Passing(f"{self}/{key}: {came:,} of {said:,} bytes came")
+
+    @contextlib.contextmanager
+    def _translated(self, key: str, *, reading: bool = False) -> Iterator[None]:
+        """Turn Azure's failures into ours, and tell those that may pass from those that stay."""
+        from azure.core import exceptions  # noqa: PLC0415 - as in `open_azure`
+
+        where = f"{self}/{key}"
+        try:
+            yield
+        except exceptions.HttpResponseError as error:
+            raise self._failure(where, error, reading=reading) from error
+        except exceptions.AzureError as error:  # no answer, or not a whole one
+            raise _unanswered(where, error) from error
+
+    def _failure(self, where: str, error: Any, *, reading: bool) -> ShipwayError | Passing:
+        status, code = error.status_code, str(getattr(error, "error_code", None) or "")
+        said = f"{where}: {status} {code or error.reason or ''}".rstrip()
+        if status is None:
+            return _unanswered(where, error)
+        if status in TRANSIENT or code == "Md5Mismatch":
+            headers: Mapping[str, str] = error.response.headers if error.response is not None else {}
+            return Passing(said, after_s=retry_after_s({name.lower(): value for name, value in headers.items()}))
+        if status == HTTPStatus.NOT_FOUND and code != "ContainerNotFound":
+            return ModelMissing(f"there is no {where}")
+        if status == HTTPStatus.PRECONDITION_FAILED or code in _TAKEN:
+            return Replaced(f"{where} was replaced" if reading else f"{where} is another one")
+        return StoreRefused(self._refusal(said, status, code), advice=self._advice(status, code))
+
+    def _refusal(self, said: str, status: int, code: str) -> str:
+        if code == "ContainerNotFound":
+            return f"{self}: there is no such container"
+        return f"{said}: {self._who} was refused" if status in _NOT_ALLOWED else said
+
+    def _advice(self, status: int, code: str) -> str:
+        if code == "ContainerNotFound":
+            return "create it, or mend [model] store"
+        if status in _NOT_ALLOWED:
+            return (
+                f"give it the role {ROLE} on the container (Storage Blob Data Reader, to read alone), "
+                f"or choose another: [model] azure_credential; {self._who.advice}"
+            )
+        return ""
+
+
+class _Tokens:
+    """What Azure's client asks for tokens: one identity, asked by one thread at a time, in time."""
+
+    def __init__(self, who: Identity) -> None:
+        self._who = who
+        self._lock = threading.Lock()
+        self._held: Any = None
+
+    def get_token(self, *scopes: str, **asked: Any) -> Any:
+        """Return a token that is still good; after a 401 the client asks with more, and gets a new one."""
+        with self._lock:
+            if asked.get("tenant_id") or asked.get("claims"):
+                self._held = None
+            if self._held is None or self._held.expires_on - _RENEW_S < time.time():
+                self._held = self._who.token_in_time(scopes[0])
+            return self._held
+
+
+def _unanswered(where: str, error: BaseException) -> ShipwayError | Passing:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return StoreUnreachable(
+                f"{where}: the certificate is not trusted: {cause.verify_message}",
+                advice="name the certificate authority's PEM file in [model] authority",
+            )
+        reasons = [cause.__cause__, cause.__context__, *(each for each in cause.args if isinstance(each, Exception))]
+        reason = getattr(cause, "reason", None)
+        cause = next((each for each in (reason, *reasons) if isinstance(each, BaseException)), None)
+    text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return Passing(f"{where}: {text}")
+
+
+def _require_size(key: str, came: int, size_bytes: int) -> None:
+    if came != size_bytes:
+        raise ModelError(f"{key}: {came:,} of {size_bytes:,} bytes came to be stored")

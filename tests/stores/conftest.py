@@ -1,0 +1,33 @@
+"""The real parts of tests with stores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stores import parts
+from tests.stores.parts import Azurite
+
+
+@pytest.fixture(scope="session")
+def running_azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """Give one Azurite for the whole run."""
+    with parts.azurite(tmp_path_factory.mktemp("azurite")) as running:
+        yield running
+
+
+@pytest.fixture
+def azurite(running_azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Azurite:
+    """Give Azurite, with an identity service that does what it should."""
+    running_azurite.identity.reset()
+    for name, text in running_azurite.identity.environ.items():
+        monkeypatch.setenv(name, text)  # azure-identity looks there itself
+    return running_azurite
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """Give a place in a container or bucket that no other test uses."""
+    return f"t{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"

@@ -1,0 +1,16 @@
+"""Stores, bound to real services: a container and a bucket."""
+
+from __future__ import annotations
+
+import pytest
+
+from shipway.stores.azure import open_azure
+from shipway.stores.objects import Store
+from tests.store_contract import StoreContract
+from tests.stores.parts import ACCOUNT, CONTAINER, Azurite
+
+
+class TestAzure(StoreContract):
+    @pytest.fixture
+    def store(self, azurite: Azurite, prefix: str) -> Store:
+        return open_azure(f"az://{ACCOUNT}/{CONTAINER}/{prefix}", azurite.access())
