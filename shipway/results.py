@@ -19,7 +19,9 @@ from shipway.oci.evidence import Pushed
 from shipway.oci.prune import Stored, Verdict, told
 from shipway.stores import Catalogue
 from shipway.stores.catalogue import Published
+from shipway.stores.golden import Answer
 from shipway.stores.manifest import ModelVersion, Move, Tensor
+from shipway.stores.review import Compared, Verified
 from shipway.targets import Live
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -411,6 +413,86 @@ def move_line(move: Move) -> str:
     came = f"from {move.previous} " if move.previous else ""
     why = f": {move.why}" if move.why else ""
     return f"{move.when:%Y-%m-%d %H:%M:%S} UTC  {move.alias} {came}to {move.version} by {move.who}{why}"
+
+
+def verified_text(verified: Verified) -> str:
+    """Return what was checked, for people."""
+    version = verified.version
+    signed = f"signed by {', '.join(map(str, verified.signers))}" if verified.signers else "signed by nobody"
+    ran = f"; {verified.cases} golden cases answered right" if verified.cases is not None else ""
+    return (
+        f"{version.name} version {version.version} is whole: {len(version.files)} files, "
+        f"{size(version.model.size_bytes)}, hashed as the store sent them; {signed}{ran}"
+    )
+
+
+def verified_facts(verified: Verified) -> dict[str, Any]:
+    """Return what was checked, for machines."""
+    version = verified.version
+    return {
+        "name": version.name,
+        "version": version.version,
+        "digest": version.digest,
+        "files": len(version.files),
+        "size_bytes": version.model.size_bytes,
+        "signers": list(map(str, verified.signers)),
+        "golden_cases_run": verified.cases,
+    }
+
+
+def compared_text(compared: Compared) -> str:
+    """Return what differs between two versions, for people."""
+    before, after = compared.before, compared.after
+    lines = [
+        f"{before.name} {before.version} -> {after.version}",
+        *(f"metric    {name}: {_figure(one)} -> {_figure(two)}" for name, (one, two) in compared.metrics.items()),
+        *(f"contract  {name}: {_or_none(one)} -> {_or_none(two)}" for name, (one, two) in compared.contract.items()),
+        *(f"file      {name} {_fate(pair)}" for name, pair in sorted(compared.files.items())),
+        *(f"answer    {_answer_line(answer)}" for answer in compared.answers),
+    ]
+    return "\n".join(map(_printable, lines))
+
+
+def compared_facts(compared: Compared) -> dict[str, Any]:
+    """Return what differs between two versions, for machines."""
+
+    def pairs(changed: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+        return {name: {"before": one, "after": two} for name, (one, two) in changed.items()}
+
+    return {
+        "name": compared.before.name,
+        "before": compared.before.version,
+        "after": compared.after.version,
+        "metrics": pairs(compared.metrics),
+        "files": pairs(compared.files),
+        "contract": pairs(compared.contract),
+        "answers": [answer.model_dump() for answer in compared.answers],
+    }
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
+
+
+def _or_none(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _fate(pair: tuple[str | None, str | None]) -> str:
+    before, after = pair
+    if before is None or after is None:
+        return "is new" if before is None else "is gone"
+    return f"changed: {before[7:19]} -> {after[7:19]}"
+
+
+def _answer_line(answer: Answer) -> str:
+    what = f"{answer.case}: {answer.output}".removesuffix(": ")
+    figures = []
+    if answer.largest is not None and answer.mean is not None:
+        figures.append(f"differs by {answer.largest:.4g} at most, {answer.mean:.4g} on average")
+    if answer.rows:
+        figures.append(f"the largest value moved in {answer.changed} of {answer.rows} rows")
+    return f"{what} {'; '.join([*figures, *([answer.problem] if answer.problem else [])])}"
 
 
 def _signature(version: ModelVersion) -> tuple[tuple[str, tuple[Tensor, ...]], ...]:

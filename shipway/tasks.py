@@ -47,6 +47,9 @@ HELP = {
     "version": "The version's number, or an alias.",
     "most": "How many versions to list at most.",
     "folder": "The folder with model.onnx, golden/ and the rest.",
+    "run": "Open the model too, in a limited child process, and ask it its golden cases.",
+    "before": "The version's number or alias to compare with.",
+    "after": "The version's number or alias that is compared.",
     "file": "The new file for the private key; nobody else may read it.",
     "metric": "A figure to publish with it, such as accuracy=0.91; may be given often.",
     "alias": "An alias to move to the version, besides latest; may be given often.",
@@ -442,6 +445,35 @@ def moves(_c: Context, name: str = "", store: str = "", env: str = "", json: boo
 
 
 @command
+def verify(
+    _c: Context,
+    version: str = "latest",
+    run: bool = False,
+    name: str = "",
+    store: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Hash every file of a version as the store sends it, and check its signature; --run asks its golden cases."""
+    from shipway import models, results
+
+    verified = models.verify(_site(env, model={"name": name, "store": store}), _version(version), run=run)
+    _print(results.verified_text(verified), results.verified_facts(verified), as_json=json)
+
+
+@command
+def diff(
+    _c: Context, before: str, after: str, name: str = "", store: str = "", env: str = "", json: bool = False
+) -> None:
+    """Compare two versions, and how they answer each other's golden cases: invoke model.diff 6 7."""
+    from shipway import models, results
+
+    site = _site(env, model={"name": name, "store": store})
+    compared = models.compare(site, _version(before), _version(after))
+    _print(results.compared_text(compared), results.compared_facts(compared), as_json=json)
+
+
+@command
 def keygen(_c: Context, file: str, json: bool = False) -> None:
     """Make a key to sign models with: the private half goes into FILE, the public half is printed."""
     from shipway import models
@@ -462,7 +494,7 @@ def namespace() -> Collection:
     images.add_task(image, name="compose", default=True)
     images.add_task(show_image, name="show")
     top.add_collection(images)
-    models = Collection("model", publish, show, promote, pull, keygen)
+    models = Collection("model", publish, show, promote, pull, verify, diff, keygen)
     models.add_task(list_, name="list")
     models.add_task(moves, name="history")
     top.add_collection(models)

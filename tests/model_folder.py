@@ -36,9 +36,9 @@ def text(field: int, value: str) -> bytes:
     return nested(field, value.encode())
 
 
-def tensor(name: str, weight: float) -> bytes:
-    raw = np.full(2, weight, np.float32).tobytes()
-    return number(1, 2) + number(2, FLOAT) + text(8, name) + nested(9, raw)
+def tensor(name: str, weight: float, width: int = 2) -> bytes:
+    raw = np.full(width, weight, np.float32).tobytes()
+    return number(1, width) + number(2, FLOAT) + text(8, name) + nested(9, raw)
 
 
 def external_tensor(name: str, **entries: str) -> bytes:
@@ -47,8 +47,8 @@ def external_tensor(name: str, **entries: str) -> bytes:
     return number(1, 2) + number(2, FLOAT) + text(8, name) + b"".join(told) + number(14, 1)
 
 
-def graph(initializer: bytes, *more: bytes) -> bytes:
-    shape = nested(2, nested(1, text(2, "rows")), nested(1, number(1, 2)))
+def graph(initializer: bytes, *more: bytes, width: int = 2) -> bytes:
+    shape = nested(2, nested(1, text(2, "rows")), nested(1, number(1, width)))
     kind = nested(2, nested(1, number(1, FLOAT), shape))
     add = text(1, "x") + text(1, "weight") + text(2, "y") + text(4, "Add")
     return b"".join(
@@ -63,9 +63,11 @@ def graph(initializer: bytes, *more: bytes) -> bytes:
     )
 
 
-def onnx(weight: float = 1.0, *, initializer: bytes | None = None, more: tuple[bytes, ...] = ()) -> bytes:
+def onnx(
+    weight: float = 1.0, *, initializer: bytes | None = None, more: tuple[bytes, ...] = (), width: int = 2
+) -> bytes:
     """An ONNX model; `more` are further fields of its graph."""
-    body = graph(tensor("weight", weight) if initializer is None else initializer, *more)
+    body = graph(tensor("weight", weight, width) if initializer is None else initializer, *more, width=width)
     return number(1, 8) + nested(8, number(2, 17)) + nested(7, body)
 
 

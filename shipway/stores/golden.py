@@ -1,10 +1,10 @@
 """Golden tensor cases: asked of the model in a child process, because the model is untrusted.
 
-Owns both sides: `ask` starts `python -m shipway.stores.golden FOLDER` and reads its one JSON
-document; the child bounds its own memory, time and files before it opens anything, and gets
-no environment but what it needs. A model that crashes, hangs or grows takes the child alone
-with it. Raises `ModelRefused` when the model cannot be opened or run, and `GoldenFailed` with
-the case and its figures.
+Owns both sides: `ask` starts `python -m shipway.stores.golden FOLDER`, `compare` the same with
+two folders, and both read its one JSON document; the child bounds its own memory, time and
+files before it opens anything, and gets no environment but what it needs. A model that
+crashes, hangs or grows takes the child alone with it. Raises `ModelRefused` when the model
+cannot be opened or run, and `GoldenFailed` with the case and its figures.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import contextlib
 import json
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -34,6 +34,9 @@ _HOW = (
 )
 
 
+_Document = TypeVar("_Document", bound=BaseModel)
+
+
 class _Told(BaseModel):
     """What the child says on stdout."""
 
@@ -42,12 +45,35 @@ class _Told(BaseModel):
     signature: Signature | None = None
 
 
+class Answer(BaseModel):
+    """How two models differ in one output for one golden case.
+
+    `largest` and `mean` are of the absolute differences; `None` where there is no such number,
+    and then `problem` says why. In `changed` of `rows` the largest value stands elsewhere.
+    """
+
+    case: str
+    output: str = ""
+    largest: float | None = None
+    mean: float | None = None
+    changed: int = 0
+    rows: int = 0
+    problem: str = ""
+
+
+class _Compared(BaseModel):
+    """What the child says on stdout of two models."""
+
+    refused: str = ""
+    answers: Annotated[tuple[Answer, ...], Field(strict=False)] = ()
+
+
 def ask(folder: Path, *, run: Run) -> Signature:
     """Run every golden tensor case through the model; return its inputs and outputs."""
     model = folder / MODEL
     if not list((folder / TENSORS).glob("*.npz")):
         raise ModelRefused(f"{folder / TENSORS} holds no golden case", advice=_HOW)
-    told = _told(model, run)
+    told = _told(_Told, [folder], run)
     if told.failed:
         raise GoldenFailed(
             f"{model} does not give its golden answers:\n" + "\n".join(f"  {each}" for each in told.failed)
@@ -57,34 +83,47 @@ def ask(folder: Path, *, run: Run) -> Signature:
     return told.signature
 
 
-def _told(model: Path, run: Run) -> _Told:
-    package = Path(__file__).parents[2]
+def compare(folder: Path, other: Path, *, run: Run) -> tuple[Answer, ...]:
+    """Ask two models the golden cases of both; return how their answers differ, case by case."""
+    told = _told(_Compared, [folder, other], run)
+    if told.refused:
+        raise ModelRefused(f"{folder / MODEL} and {other / MODEL}: {told.refused}")
+    return told.answers
+
+
+def _told(kind: type[_Document], folders: Sequence[Path], run: Run) -> _Document:
+    package, named = Path(__file__).parents[2], " and ".join(str(folder / MODEL) for folder in folders)
     path = ":".join(dict.fromkeys([str(package), *(entry for entry in sys.path if entry)]))
     try:
         done = run.run(
             # -P: the folder, where the child works, is no place to import from
-            [sys.executable, "-P", "-m", "shipway.stores.golden", model.parent.resolve()],
-            cwd=model.parent,
+            [sys.executable, "-P", "-m", "shipway.stores.golden", *(folder.resolve() for folder in folders)],
+            cwd=folders[0],
             env={"PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"},
             timeout_s=_DEADLINE_S,
         ).check()
-        return _Told.model_validate_json(done.stdout)
+        return kind.model_validate_json(done.stdout)
     except ToolFailed as error:
-        raise ModelRefused(f"{model}: onnxruntime did not survive it ({error.message})", tail=error.tail) from error
+        raise ModelRefused(f"{named}: onnxruntime did not survive it ({error.message})", tail=error.tail) from error
     except ValidationError as error:
-        raise ModelRefused(f"{model}: the process that opened it talked nonsense") from error
+        raise ModelRefused(f"{named}: the process that opened it talked nonsense") from error
 
 
 # -- the child ---------------------------------------------------------------------------
 
 
-def main(folder: Path) -> None:
-    """Open the model, ask every case, and print what came of it."""
-    _bound(_MEMORY_BYTES + _MEMORY_PER_MODEL_BYTE * sum(path.stat().st_size for path in folder.rglob("*")))
+def main(folder: Path, other: Path | None = None) -> None:
+    """Open the model, or both, ask every case, and print what came of it."""
+    held = [path.stat().st_size for each in (folder, other) if each for path in each.rglob("*")]
+    _bound(_MEMORY_BYTES + _MEMORY_PER_MODEL_BYTE * sum(held))
+    told: dict[str, Any]
     try:
         session = _session(folder / MODEL)
-        failed = [each for path in sorted((folder / TENSORS).glob("*.npz")) for each in _differences(session, path)]
-        told = {"failed": failed, "signature": _signature(session)}
+        if other:
+            told = {"answers": list(_answers(session, _session(other / MODEL), _cases(folder, other)))}
+        else:
+            failed = [each for path in sorted((folder / TENSORS).glob("*.npz")) for each in _differences(session, path)]
+            told = {"failed": failed, "signature": _signature(session)}
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common class
         told = {"refused": f"{type(error).__name__}: {str(error)[:2000]}"}
     json.dump(told, sys.stdout)
@@ -113,10 +152,8 @@ def _session(model: Path) -> Any:
 def _differences(session: Any, path: Path) -> Iterator[str]:
     import numpy as np  # noqa: PLC0415 - heavy, and the child's alone
 
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    wanted = {name.removeprefix("output/"): array for name, array in arrays.items() if name.startswith("output/")}
-    inputs = {name.removeprefix("input/"): array for name, array in arrays.items() if name.startswith("input/")}
+    arrays = _arrays(path)
+    wanted, inputs = _under(arrays, "output/"), _under(arrays, "input/")
     rtol, atol = (float(arrays[name]) if name in arrays else np.nan for name in ("rtol", "atol"))
     if not (wanted and inputs and np.isfinite([rtol, atol]).all()):
         yield f"{path.stem}: has no inputs, no outputs or no finite tolerances; {_HOW}"
@@ -131,6 +168,66 @@ def _differences(session: Any, path: Path) -> Iterator[str]:
                 f"{path.stem}: {name}[{', '.join(map(str, at))}] is {got[at]:.6g}, expected {expected[at]:.6g} "
                 f"(allowed ±{atol + rtol * abs(expected[at]):.3g}; {np.sum(~close)} of {close.size} values are off)"
             )
+
+
+def _cases(folder: Path, other: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the golden cases of both folders by name: a case that both have alike is one."""
+    for at, place in enumerate((folder, other)):
+        for path in sorted((place / TENSORS).glob("*.npz")):
+            twin = (other, folder)[at] / TENSORS / path.name
+            if not twin.exists():
+                yield path.stem, path
+            elif twin.read_bytes() != path.read_bytes():
+                yield f"{path.stem} ({('before', 'after')[at]})", path
+            elif at == 0:
+                yield path.stem, path
+
+
+def _answers(one: Any, other: Any, cases: Iterable[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
+    known = {node.name for node in other.get_outputs()}
+    shared = [node.name for node in one.get_outputs() if node.name in known]
+    for case, path in cases:
+        inputs = _under(_arrays(path), "input/")
+        try:
+            pairs = zip(shared, *(session.run(shared, inputs) for session in (one, other)), strict=True)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common class
+            yield {"case": case, "problem": f"cannot be asked of both: {str(error)[:200]}"}
+            continue
+        yield from ({"case": case, "output": name, **_figures(before, after)} for name, before, after in pairs)
+    if not shared:
+        yield {"case": "every case", "problem": "the models have no output in common"}
+
+
+def _figures(before: Any, after: Any) -> dict[str, Any]:
+    """Compare one output: https://numpy.org/doc/stable/reference/generated/numpy.argmax.html along the last axis."""
+    import numpy as np  # noqa: PLC0415 - heavy, and the child's alone
+
+    if before.shape != after.shape:
+        return {"problem": f"the shapes are {before.shape} and {after.shape}"}
+    if not all(np.issubdtype(each.dtype, np.number) or each.dtype == np.bool_ for each in (before, after)):
+        return {"problem": f"no numbers: {np.sum(before != after)} of {before.size} differ"}
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(before.astype(np.float64) - after.astype(np.float64))
+    difference[(before == after) | (np.isnan(before) & np.isnan(after))] = 0
+    told: dict[str, Any] = {}
+    if before.ndim and before.shape[-1] > 1:
+        moved = np.argmax(before, axis=-1) != np.argmax(after, axis=-1)
+        told = {"changed": int(np.sum(moved)), "rows": int(np.size(moved))}
+    if not np.isfinite(difference).all():
+        return {**told, "problem": "one of them answers no finite number where the other does"}
+    largest, mean = (difference.max(), difference.mean()) if difference.size else (0, 0)
+    return {**told, "largest": float(largest), "mean": float(mean)}
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    import numpy as np  # noqa: PLC0415 - heavy, and the child's alone
+
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _under(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _signature(session: Any) -> dict[str, Any]:
@@ -151,4 +248,4 @@ def _tensor(node: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:3]))

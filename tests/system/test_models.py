@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shipway import exchanges
@@ -25,8 +26,9 @@ from shipway.console import Console
 from shipway.errors import GoldenFailed, ModelCorrupt, ModelError, ModelRefused
 from shipway.oci import compose
 from shipway.proc import Completed, Proc
-from shipway.stores import Catalogue, open_catalogue
+from shipway.stores import Catalogue, open_catalogue, review
 from shipway.stores.directory import Directory
+from shipway.stores.golden import Answer
 from tests import model_folder
 from tests.model_folder import external_tensor, nested, number, onnx, text
 
@@ -195,6 +197,63 @@ def test_publish_survives_when_the_model_never_ends(tmp_path: Path) -> None:
 
     with pytest.raises(ModelRefused, match="onnxruntime did not survive it"):
         catalogue.publish(folder, name="adds", publisher="ada", tell=Console())
+
+
+# -- two models side by side ----------------------------------------------------------------
+
+
+def _compare(catalogue: Catalogue, tmp_path: Path) -> tuple[Answer, ...]:
+    run, cache = Proc(), tmp_path / "cache"
+    return review.compare(catalogue, "adds", 1, 2, cache=cache, tell=Console(), run=run).answers
+
+
+def test_compare_measures_how_the_answers_differ(catalogue: Catalogue, tmp_path: Path) -> None:
+    for weight in (1, 2.5):
+        folder = model_folder.make(tmp_path / "folder", weight=weight)
+        model_folder.write_case(folder / "golden/tensors/two.npz", weight=weight, rows=((1, 2), (3, 0)))
+        catalogue.publish(folder, name="adds", publisher="ada", tell=Console())
+
+    answers = {answer.case: answer for answer in _compare(catalogue, tmp_path)}
+
+    assert sorted(answers) == ["one (after)", "one (before)", "two (after)", "two (before)"]
+    two = answers["two (before)"]
+    assert (two.output, two.largest, two.mean, two.changed, two.rows) == ("y", 1.5, 1.5, 0, 2)
+
+
+def test_compare_counts_where_the_largest_value_moved(catalogue: Catalogue, tmp_path: Path) -> None:
+    for weights in ((0, 0), (0, 4)):
+        folder = model_folder.make(tmp_path / "folder", weight=0)
+        raw = number(1, 2) + number(2, 1) + text(8, "weight") + nested(9, struct.pack("<2f", *weights))
+        (folder / "model.onnx").write_bytes(onnx(initializer=raw))
+        inputs = np.array([[1, 2], [3, 0], [9, 0]], np.float32)
+        arrays: dict[str, Any] = {
+            "input/x": inputs,
+            "output/y": inputs + np.array(weights, np.float32),
+            "rtol": 0.0,
+            "atol": 0.0,
+        }
+        np.savez_compressed(folder / "golden/tensors/one.npz", allow_pickle=False, **arrays)
+        catalogue.publish(folder, name="adds", publisher="ada", tell=Console())
+
+    answers = _compare(catalogue, tmp_path)
+
+    assert [(each.case, each.largest, each.mean, each.changed, each.rows) for each in answers] == [
+        ("one (before)", 4.0, 2.0, 1, 3),
+        ("one (after)", 4.0, 2.0, 1, 3),
+    ]
+
+
+def test_compare_says_which_case_cannot_be_asked_of_both(catalogue: Catalogue, tmp_path: Path) -> None:
+    for width in (2, 3):
+        folder = model_folder.make(tmp_path / "folder")
+        (folder / "model.onnx").write_bytes(onnx(width=width))
+        model_folder.write_case(folder / "golden/tensors/one.npz", weight=1, rows=((1,) * width,))
+        catalogue.publish(folder, name="adds", publisher="ada", tell=Console())
+
+    answers = _compare(catalogue, tmp_path)
+
+    assert [answer.case for answer in answers] == ["one (before)", "one (after)"]
+    assert all(answer.problem.startswith("cannot be asked of both: ") for answer in answers)
 
 
 # -- nothing outside is opened -------------------------------------------------------------
