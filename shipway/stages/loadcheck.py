@@ -1,9 +1,9 @@
 """Stage `loadcheck`: put load on a service and hold what was measured against the limits.
 
-Owns the Locust process, the figures and the gate. Locust runs headless in a process of its
-own, with the repository's users and our `loadmeter`; its exit code says nothing (one failed
-request makes it 1), the figures do. Knows nothing of targets: a URL is all it needs. `run`
-never raises for a bad verdict; `require_pass` does.
+Owns Locust's command, the figures and the gate. Locust runs headless in a process of its
+own, or in several, with the repository's users and our `loadmeter`; its exit code says
+nothing (one failed request makes it 1), the figures do. Knows nothing of targets: a URL is
+all it needs. `run` never raises for a bad verdict; `require_pass` does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import json
 import math
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from shipway import exchanges as golden
@@ -30,8 +33,9 @@ from shipway.errors import ConfigError, LoadCheckFailed, LoadCheckInconclusive, 
 from shipway.proc import Run
 
 STAGE = "loadcheck"
-_METER = Path(golden.__file__).with_name("loadmeter.py")
-_LIVE = "live "  # how the meter's lines for people begin
+METER = Path(golden.__file__).with_name("loadmeter.py")
+FIGURES, HTML = "figures.json", "report.html"
+LIVE = "live "  # how the meter's lines for people begin
 _FINISH_S = 15  # what requests under way get to finish when the time is over
 _START_S = 60  # beyond this, a generator that neither starts nor ends is ended
 _REPORTS_KEPT = 20
@@ -44,7 +48,8 @@ class Measured:
 
     `latencies_ms` is the whole histogram: (milliseconds, requests), ascending. `answered`
     includes the warm-up. `errors` are failed requests and `user_errors` what went wrong in
-    the load test itself: (text, times), the most frequent first.
+    the load test itself: (text, times), the most frequent first. `parts` are the generators
+    that measured to the end, of the `expected` ones.
     """
 
     seconds: float
@@ -54,6 +59,8 @@ class Measured:
     errors: tuple[tuple[str, int], ...] = ()
     user_errors: tuple[tuple[str, int], ...] = ()
     builds: Mapping[str, int]
+    parts: int = 1
+    expected: int = 1
 
     @property
     def requests(self) -> int:
@@ -84,6 +91,9 @@ class Measured:
         return sum(count for milliseconds, count in self.latencies_ms if milliseconds > limit_ms)
 
 
+Drive = Callable[[Path], str]  # puts the load on, leaves its files in the folder, says how it ended
+
+
 def run(
     settings: LoadCheckSettings,
     *,
@@ -99,40 +109,74 @@ def run(
     proc: Run,
     tell: Tell,
     check_answers: bool = True,
+    workers: int = 0,
 ) -> LoadReport:
     """Put load on `url` for `seconds` after the warm-up, and judge what was measured.
 
     `exchanges` is the folder of the model whose golden exchanges are asked; without one, or
     where it has none, the ready path is asked. With `allowed_builds`, only those may answer.
     Without `check_answers`, an answer's status alone counts: two models share the address.
+    With `workers`, so many processes of this machine share the load.
     Raises `ConfigError` for a URL that is none, `NotConfigured` without a locustfile, and
     `ModelRefused` for exchanges that cannot be read, all before anything is started.
     """
-    _check(url, root / settings.locustfile)
+    check_url(url)
+    require_users(root / settings.locustfile)
     cases = golden.load(exchanges) if exchanges else ()
-    folder = _report_folder(reports)
-    tell.say(STAGE, f"{_load(settings, seconds)} on {url}")
-    end = _drive(
-        command(settings, service, url=url, seconds=seconds, folder=folder, builds=allowed_builds is not None),
-        environ=child_environ(
-            environ,
-            exchanges=exchanges if cases else None,
-            ready_path=service.ready_path,
-            check_answers=check_answers,
-        ),
-        root=root,
-        log=folder / "locust.log",
-        timeout_s=settings.warmup_seconds + seconds + _FINISH_S + _START_S,
-        proc=proc,
-        tell=tell,
+    variables = user_variables(
+        exchanges=str(exchanges / golden.FOLDER) if exchanges and cases else "",
+        ready_path=service.ready_path,
+        check_answers=check_answers,
     )
-    measured = _read(folder / "figures.json")
+
+    def drive(folder: Path) -> str:
+        load = options(settings, service, url=url, seconds=seconds, builds=allowed_builds is not None, workers=workers)
+        return _drive(
+            command(settings.locustfile, load, folder=folder, workers=workers),
+            environ=child_environ(environ) | variables,
+            root=root,
+            log=folder / "locust.log",
+            timeout_s=longest_s(settings, seconds),
+            proc=proc,
+            tell=tell,
+        )
+
+    return measure(
+        drive,
+        settings,
+        url=url,
+        seconds=seconds,
+        allowed_builds=allowed_builds,
+        baseline_p95_ms=baseline_p95_ms,
+        reports=reports,
+        tell=tell,
+        workers=workers,
+    )
+
+
+def measure(
+    drive: Drive,
+    settings: LoadCheckSettings,
+    *,
+    url: str,
+    seconds: float,
+    allowed_builds: AbstractSet[str] | None,
+    baseline_p95_ms: float | None,
+    reports: Path,
+    tell: Tell,
+    workers: int = 0,
+) -> LoadReport:
+    """Let `drive` put load on `url` from wherever it does, and judge what it leaves in its folder."""
+    folder = _report_folder(reports)
+    tell.say(STAGE, f"{_load(settings, seconds, workers)} on {url}")
+    end = drive(folder)
+    measured = _read(folder / FIGURES)
     verdict, reasons = judge(measured, settings, allowed_builds=allowed_builds, baseline_p95_ms=baseline_p95_ms)
-    if measured is None:
+    if measured is None or measured.parts < measured.expected:
         reasons = (*reasons, end)
     if verdict == "inconclusive":
         reasons = (*reasons, f"the generator's log: {folder / 'locust.log'}")
-    report = _report(measured, verdict, reasons, folder / "report.html")
+    report = _report(measured, verdict, reasons, folder / HTML)
     tell.say(STAGE, f"{verdict}: {figures(report)}")
     return report
 
@@ -181,6 +225,10 @@ def judge(
 
 def _unusable(measured: Measured, allowed_builds: AbstractSet[str] | None) -> tuple[str, ...]:
     reasons = []
+    if measured.parts < measured.expected:
+        reasons.append(f"{measured.parts} of {measured.expected} load generators measured to the end")
+        if not measured.parts:
+            return tuple(reasons)
     if measured.user_errors:
         reasons.append(f"the load test itself is broken: {_most(measured.user_errors)}")
     if not measured.answered:
@@ -237,47 +285,73 @@ def _most(errors: tuple[tuple[str, int], ...]) -> str:
     return f"{errors[0][0]} ({errors[0][1]} times)" if errors else "not said"
 
 
-def command(
-    settings: LoadCheckSettings, service: ServiceSettings, *, url: str, seconds: float, folder: Path, builds: bool
+def options(
+    settings: LoadCheckSettings, service: ServiceSettings, *, url: str, seconds: float, builds: bool, workers: int
 ) -> tuple[str, ...]:
-    """Return the command that starts Locust with the repository's users and our meter."""
+    """Return the options that say how much load goes where; master and workers take the same."""
     return (
-        *(sys.executable, "-m", "locust", "--headless", "--only-summary"),
-        *("--locustfile", f"{settings.locustfile},{_METER}"),
         *("--host", url.rstrip("/")),
         *("--users", str(settings.users), "--spawn-rate", str(settings.users)),
         *("--stop-timeout", str(_FINISH_S)),
-        *("--html", str(folder / "report.html")),
-        *("--meter-figures", str(folder / "figures.json")),
         *("--meter-warmup", f"{settings.warmup_seconds:g}", "--meter-seconds", f"{seconds:g}"),
+        *(("--meter-workers", str(workers)) if workers else ()),
         *(("--meter-rate", f"{settings.rate:g}") if settings.rate else ()),
         *(("--meter-version-path", service.version_path, "--meter-build-field", service.build_field) if builds else ()),
     )
 
 
-def child_environ(
-    environ: Mapping[str, str], *, exchanges: Path | None, ready_path: str, check_answers: bool
-) -> dict[str, str]:
+def command(locustfile: str, load: Sequence[str], *, folder: Path, workers: int) -> tuple[str, ...]:
+    """Return the command that starts Locust here with the repository's users and our meter."""
+    port = str(_free_port()) if workers else ""
+    several = ("--processes", str(workers), "--master-bind-host", "127.0.0.1", "--meter-connect", "30")
+    return (
+        *(sys.executable, "-m", "locust", "--headless", "--only-summary"),
+        *("--locustfile", f"{locustfile},{METER}"),
+        *((*several, "--master-bind-port", port, "--master-port", port) if workers else ()),
+        *load,
+        *("--html", str(folder / HTML)),
+        *("--meter-figures", str(folder / FIGURES)),
+    )
+
+
+def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the generator's environment: ours, without what would change Locust's own settings."""
-    kept = {key: value for key, value in environ.items() if not key.startswith("LOCUST_")}
-    return kept | {
-        "EXCHANGES": str(exchanges / golden.FOLDER) if exchanges else "",
-        "READY_PATH": ready_path,
-        "CHECK_ANSWERS": "1" if check_answers else "0",
-    }
+    return {key: value for key, value in environ.items() if not key.startswith("LOCUST_")}
 
 
-def _check(url: str, locustfile: Path) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"{url!r} is not a URL", advice="for example --url http://127.0.0.1:8080")
+def user_variables(*, exchanges: str, ready_path: str, check_answers: bool) -> dict[str, str]:
+    """Return what the users are told: the folder of the exchanges (may be empty), and what to do without."""
+    return {"EXCHANGES": exchanges, "READY_PATH": ready_path, "CHECK_ANSWERS": "1" if check_answers else "0"}
+
+
+def longest_s(settings: LoadCheckSettings, seconds: float) -> float:
+    """Return after how many seconds a generator that has not ended is hung."""
+    return settings.warmup_seconds + seconds + _FINISH_S + _START_S
+
+
+def require_users(locustfile: Path) -> None:
+    """Raise `NotConfigured` unless the file is there."""
     if not locustfile.is_file():
         raise NotConfigured(f"there is no {locustfile}; [loadcheck] locustfile in release.toml names it")
 
 
-def _load(settings: LoadCheckSettings, seconds: float) -> str:
+def check_url(url: str) -> None:
+    """Raise `ConfigError` for what is no URL."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigError(f"{url!r} is not a URL", advice="for example --url http://127.0.0.1:8080")
+
+
+def _free_port() -> int:
+    """Return a port on which Locust's master can meet its workers; only this machine can reach it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _load(settings: LoadCheckSettings, seconds: float, workers: int) -> str:
     pace = f" at {settings.rate:g} requests/s" if settings.rate else ""
-    return f"{settings.users} users{pace}, {settings.warmup_seconds:g} s warm-up and {seconds:g} s measured,"
+    spread = f" on {workers} generators" if workers else ""
+    return f"{settings.users} users{spread}{pace}, {settings.warmup_seconds:g} s warm-up and {seconds:g} s measured,"
 
 
 def _report_folder(reports: Path) -> Path:
@@ -303,8 +377,8 @@ def _drive(
     with _writing(log), log.open("w", encoding="utf-8") as lines:
 
         def take(line: str) -> None:
-            if line.startswith(_LIVE):
-                tell.live(STAGE, line.removeprefix(_LIVE))
+            if line.startswith(LIVE):
+                tell.live(STAGE, line.removeprefix(LIVE))
             else:
                 lines.write(line + "\n")
 
@@ -329,10 +403,38 @@ def _writing(log: Path) -> Iterator[None]:
 def _read(path: Path) -> Measured | None:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return merged(found["parts"], expected=found["expected"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    pairs = {key: tuple(map(tuple, found[key])) for key in ("latencies_ms", "errors", "user_errors")}
-    return Measured(**(found | pairs))
+
+
+def merged(parts: Sequence[Mapping[str, Any]], *, expected: int) -> Measured:
+    """Return what several generators counted at the same time, as if one had: every request counts the same.
+
+    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for what no meter wrote.
+    """
+    return Measured(
+        seconds=max((float(part["seconds"]) for part in parts), default=1.0),
+        answered=sum(part["answered"] for part in parts),
+        latencies_ms=tuple(sorted(_sum(dict(part["latencies_ms"]) for part in parts).items())),
+        failures=sum(part["failures"] for part in parts),
+        errors=_most_frequent(dict(part["errors"]) for part in parts),
+        user_errors=_most_frequent(dict(part["user_errors"]) for part in parts),
+        builds=dict(_sum(part["builds"] for part in parts)),
+        parts=len(parts),
+        expected=expected,
+    )
+
+
+def _sum(counts: Iterable[Mapping[Any, int]]) -> Counter[Any]:
+    total: Counter[Any] = Counter()
+    for each in counts:
+        total.update(each)
+    return total
+
+
+def _most_frequent(counts: Iterable[Mapping[str, int]]) -> tuple[tuple[str, int], ...]:
+    return tuple(_sum(counts).most_common())
 
 
 def _report(measured: Measured | None, verdict: Verdict, reasons: tuple[str, ...], html: Path) -> LoadReport:

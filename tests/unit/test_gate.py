@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shipway import exchanges as golden
 from shipway.artifacts import LoadReport
 from shipway.config import LoadCheckSettings, ServiceSettings
 from shipway.errors import LoadCheckFailed, LoadCheckInconclusive, ToolFailed
 from shipway.proc import Completed
-from shipway.stages.loadcheck import Measured, child_environ, command, judge, require_pass, run
+from shipway.stages.loadcheck import (
+    Measured,
+    child_environ,
+    command,
+    judge,
+    merged,
+    options,
+    require_pass,
+    run,
+    user_variables,
+)
 
 LIMITS = LoadCheckSettings(max_p95_ms=100, max_p95_growth=2.0, min_requests=50, min_rate=5)
 GOOD = Measured(seconds=10, answered=120, latencies_ms=((20.0, 96), (50.0, 4)), failures=0, builds={"new": 9})
@@ -211,51 +223,121 @@ def test_require_pass_tells_why_when_it_is_inconclusive() -> None:
 # -- the generator's command and environment ---------------------------------------------
 
 
-def test_command_names_rate_and_version_path_only_when_they_are_wanted(tmp_path: Path) -> None:
+def test_options_name_rate_version_path_and_workers_only_when_they_are_wanted() -> None:
     service = ServiceSettings(command=("serve",), build_field="id")
     settings = LoadCheckSettings(users=3, rate=20, warmup_seconds=1.5)
 
-    plain = command(LoadCheckSettings(), service, url="http://h/", seconds=2, folder=tmp_path, builds=False)
-    full = command(settings, service, url="http://h/", seconds=2, folder=tmp_path, builds=True)
+    plain = options(LoadCheckSettings(), service, url="http://h/", seconds=2, builds=False, workers=0)
+    full = options(settings, service, url="http://h/", seconds=2, builds=True, workers=4)
 
-    assert plain[plain.index("--host") + 1] == "http://h"
-    assert plain[plain.index("--meter-figures") :] == (
-        *("--meter-figures", str(tmp_path / "figures.json")),
+    assert plain == (
+        *("--host", "http://h", "--users", "4", "--spawn-rate", "4", "--stop-timeout", "15"),
         *("--meter-warmup", "2", "--meter-seconds", "2"),
     )
     assert full[full.index("--meter-warmup") :] == (
-        *("--meter-warmup", "1.5", "--meter-seconds", "2", "--meter-rate", "20"),
+        *("--meter-warmup", "1.5", "--meter-seconds", "2", "--meter-workers", "4", "--meter-rate", "20"),
         *("--meter-version-path", "/version", "--meter-build-field", "id"),
     )
 
 
-def test_child_environ_drops_what_would_change_locusts_own_settings() -> None:
-    environ = {"PATH": "/bin", "LOCUST_USERS": "9", "EXCHANGES": "elsewhere"}
+def test_command_starts_one_process_when_there_are_no_workers(tmp_path: Path) -> None:
+    argv = command("users.py", ("--users", "3"), folder=tmp_path, workers=0)
 
-    assert child_environ(environ, exchanges=Path("/m"), ready_path="/r", check_answers=True) == {
-        "PATH": "/bin",
+    meter = Path(golden.__file__).with_name("loadmeter.py")
+    assert argv == (
+        *(sys.executable, "-m", "locust", "--headless", "--only-summary", "--locustfile", f"users.py,{meter}"),
+        *("--users", "3", "--html", str(tmp_path / "report.html")),
+        *("--meter-figures", str(tmp_path / "figures.json")),
+    )
+
+
+def test_child_environ_drops_what_would_change_locusts_own_settings() -> None:
+    environ = {"PATH": "/bin", "LOCUST_USERS": "9"}
+
+    assert child_environ(environ) == {"PATH": "/bin"}
+
+
+def test_users_are_told_the_exchanges_and_what_counts() -> None:
+    assert user_variables(exchanges="/m/golden/exchanges", ready_path="/r", check_answers=True) == {
         "EXCHANGES": "/m/golden/exchanges",
         "READY_PATH": "/r",
         "CHECK_ANSWERS": "1",
     }
-    assert child_environ(environ, exchanges=None, ready_path="/r", check_answers=False) == {
-        "PATH": "/bin",
+    assert user_variables(exchanges="", ready_path="/r", check_answers=False) == {
         "EXCHANGES": "",
         "READY_PATH": "/r",
         "CHECK_ANSWERS": "0",
     }
 
 
+# -- what several generators counted -----------------------------------------------------
+
+PART = {
+    "seconds": 10.0,
+    "answered": 60,
+    "latencies_ms": [[20.0, 50]],
+    "failures": 2,
+    "errors": [["POST /score: 500", 2]],
+    "user_errors": [],
+    "builds": {"new": 4},
+}
+
+
+def test_merged_counts_every_request_of_every_generator() -> None:
+    other = {**PART, "latencies_ms": [[20.0, 1], [90.0, 9]], "errors": [["GET /: 500", 1], ["POST /score: 500", 3]]}
+
+    assert merged([PART, other], expected=3) == Measured(
+        seconds=10.0,
+        answered=120,
+        latencies_ms=((20.0, 51), (90.0, 9)),
+        failures=4,
+        errors=(("POST /score: 500", 5), ("GET /: 500", 1)),
+        builds={"new": 8},
+        parts=2,
+        expected=3,
+    )
+
+
+@given(st.lists(HISTOGRAMS, min_size=1, max_size=5), st.sampled_from([0.5, 0.95, 0.99]))
+def test_percentile_of_merged_figures_is_that_of_all_requests_together(
+    histograms: list[tuple[tuple[float, int], ...]], share: float
+) -> None:
+    parts = [{**PART, "latencies_ms": histogram} for histogram in histograms]
+    every = sorted(ms for histogram in histograms for ms, count in histogram for _ in range(count))
+
+    found = merged(parts, expected=len(parts)).percentile_ms(share)
+
+    assert found == (every[math.ceil(round(share * len(every), 6)) - 1] if every else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (0, ("0 of 4 load generators measured to the end",)),
+        (3, ("3 of 4 load generators measured to the end",)),
+    ],
+)
+def test_gate_is_inconclusive_when_a_generator_is_missing(parts: int, told: tuple[str, ...]) -> None:
+    measured = merged([PART] * parts, expected=4)
+
+    assert judge(measured, LIMITS, allowed_builds={"new"}, baseline_p95_ms=None) == ("inconclusive", told)
+
+
 # -- a run, with a generator that is scripted --------------------------------------------
 
 FIGURES = {
-    "seconds": 10.0,
-    "answered": 120,
-    "latencies_ms": [[20.0, 96], [50.0, 4]],
-    "failures": 0,
-    "errors": [],
-    "user_errors": [],
-    "builds": {"new": 9},
+    "expected": 1,
+    "parts": [
+        {
+            "seconds": 10.0,
+            "answered": 120,
+            "latencies_ms": [[20.0, 96], [50.0, 4]],
+            "failures": 0,
+            "errors": [],
+            "user_errors": [],
+            "builds": {"new": 9},
+        }
+    ],
 }
 
 
@@ -348,7 +430,9 @@ def test_run_tells_figures_and_keeps_other_lines_for_the_log(tmp_path: Path) -> 
     [
         (Generator(figures=None, code=2, lines=("no users",)), "it ended with 2; its last line: no users"),
         (Generator(figures=None, code=-9), "it was ended by SIGKILL; its last line: (none)"),
-        (Generator(figures='{"seconds"', code=0), "it ended with 0; its last line: (none)"),
+        (Generator(figures='{"parts"', code=0), "it ended with 0; its last line: (none)"),
+        (Generator(figures='{"parts": [{}], "expected": 1}', code=0), "it ended with 0; its last line: (none)"),
+        (Generator(figures='{"parts": [1], "expected": 1}', code=0), "it ended with 0; its last line: (none)"),
         (Generator(hangs=True), "was ended by SIGTERM: no end after 79 s"),
     ],
 )
