@@ -17,7 +17,7 @@ from typing import Literal
 
 from shipway import receipts, upkeep
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
-from shipway.errors import ConfigError, NothingToGoBackTo
+from shipway.errors import NothingToGoBackTo
 from shipway.ledger import Outcome, Record
 from shipway.oci import compose, evidence
 from shipway.oci.compose import Composed
@@ -208,28 +208,6 @@ def _evidence(site: Site, model: Model, composed: Composed, suite: SuiteRun | No
 
 def _maker(site: Site, suite: SuiteRun | None = None) -> Maker:
     return Maker(who=site.who, in_ci=site.in_ci, began_s=site.began_s, suite=suite)
-
-
-def loadcheck(site: Site, *, url: str | None) -> LoadReport:
-    """Put load on the environment's service, or on the one at `url`, with the model's golden exchanges.
-
-    Raises `LoadCheckFailed` and `LoadCheckInconclusive`.
-    """
-    live = None if url else site.target.current()
-    if live:
-        url, folder, builds = live.url, site.golden(live.version), {live.version.build}
-    elif url:
-        catalogue = site.catalogue
-        model = model_stage.resolve(
-            site.settings.model, catalogue=catalogue, root=site.root, version=None, tell=site.tell
-        )
-        folder = catalogue.golden_exchanges(compose.model_ref(model), cache=site.cache, tell=site.tell)
-        builds = None
-    else:
-        raise ConfigError(f"nothing serves in {site.environment}", advice="say which address: --url http://…")
-    report = _measure(site, url, model=folder, seconds=site.settings.loadcheck.seconds, builds=builds)
-    loadcheck_stage.require_pass(report)
-    return report
 
 
 # -- looking -----------------------------------------------------------------------------

@@ -41,6 +41,7 @@ HELP = {
     "users": "Simulated users at once (default: release.toml).",
     "seconds": "How long to measure, warm-up excluded (default: release.toml).",
     "rate": "Requests per second in all (default: release.toml).",
+    "workers": "Load generators that share the users and the rate (default: one for each processor).",
     "port": "The port to serve on (default: release.toml's service.port).",
     "store": "Where models are published (default: release.toml).",
     "name": "The model's name (default: release.toml).",
@@ -154,10 +155,29 @@ def loadcheck(
     json: bool = False,
 ) -> None:
     """Put load on a deployed service and hold its figures against the limits."""
-    from shipway import flow, results
+    from shipway import load, results
 
     site = _site(env, loadcheck={"users": users, "seconds": seconds, "rate": rate})
-    report = flow.loadcheck(site, url=url or None)
+    report = load.loadcheck(site, url=url or None)
+    _print(results.report_text(report), results.report_facts(report), as_json=json)
+
+
+@command
+def loadtest(
+    _c: Context,
+    url: str = "",
+    users: str = "",
+    seconds: str = "",
+    rate: str = "",
+    workers: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Put more load on a deployed service than one process can make; judged as a load check is."""
+    from shipway import load, results
+
+    site = _site(env, loadcheck={"users": users, "seconds": seconds, "rate": rate})
+    report = load.loadtest(site, url=url or None, workers=_number(workers, "--workers", least=1, most=500))
     _print(results.report_text(report), results.report_facts(report), as_json=json)
 
 
@@ -486,7 +506,7 @@ def keygen(_c: Context, file: str, json: bool = False) -> None:
 def namespace() -> Collection:
     """Return all tasks, for a repository's `tasks.py`."""
     top = Collection(
-        *(test, push, rollout, loadcheck),
+        *(test, push, rollout, loadcheck, loadtest),
         *(build, deploy, release),
         *(status, history, rollback, prune, plan, doctor, config, stop, logs, run),
     )
@@ -511,11 +531,12 @@ def _site(environment: str, **flags: dict[str, str]) -> Site:
     return Site.open(Path.cwd(), environment=environment or None, environ=os.environ, flags=given)
 
 
-def _number(text: str, flag: str, *, most: int = 999_999_999) -> int | None:
+def _number(text: str, flag: str, *, least: int = 0, most: int = 999_999_999) -> int | None:
     if not text:
         return None
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > most:
-        raise ConfigError(f"{flag} {text}: takes a whole number up to {most}", advice=f"for example {flag} 7")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        span = f"from {least} to {most}" if least else f"up to {most}"
+        raise ConfigError(f"{flag} {text}: takes a whole number {span}", advice=f"for example {flag} 7")
     return int(text)
 
 

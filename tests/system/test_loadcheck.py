@@ -131,6 +131,7 @@ def check(
     baseline: float | None = None,
     root: Path = ROOT,
     told: Told | None = None,
+    workers: int = 0,
 ) -> LoadReport:
     return loadcheck.run(
         settings,
@@ -145,6 +146,7 @@ def check(
         environ=os.environ | {"PYTHONPATH": str(ROOT), "LOCUST_USERS": "999"},
         proc=Proc(),
         tell=told or Told(),
+        workers=workers,
     )
 
 
@@ -304,6 +306,58 @@ def test_loadcheck_is_inconclusive_and_names_the_log_when_the_generator_breaks(
     assert log.is_file()
 
 
+# -- several generators ------------------------------------------------------------------
+
+
+def test_loadcheck_merges_what_every_worker_counted(tmp_path: Path, model: Path) -> None:
+    told, settings = Told(), SETTINGS.model_copy(update={"users": 6, "rate": 60})
+
+    with serving(Served()) as served:
+        report = check(
+            served.url, tmp_path, model=model, settings=settings, seconds=2, builds={"new"}, told=told, workers=3
+        )
+
+    assert report.html is not None
+    assert "/score (cat)" in report.html.read_text("utf-8")
+    parts = json.loads((report.html.parent / "figures.json").read_bytes())["parts"]
+    counted = [sum(count for _, count in part["latencies_ms"]) for part in parts]
+    assert (report.verdict, report.requests, len(counted)) == ("pass", sum(counted), 3)
+    assert min(counted) > 0
+    assert 40 < report.rate <= 63  # in all, not of each
+    assert told.said[0].startswith("loadcheck: 6 users on 3 generators at 60 requests/s")
+
+
+ONE_DIES = """
+import os, sys, time, locust
+class Mortal(locust.User):
+    wait_time = locust.constant(0.05)
+    began = time.monotonic()
+    @locust.task
+    def live(self):
+        if time.monotonic() > self.began + 1.0:
+            try:
+                os.close(os.open("dead", os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), 9)
+            except FileExistsError:
+                pass
+        self.environment.events.request.fire(
+            request_type="GET", name="x", response_time=5, response_length=0, exception=None, context={}
+        )
+"""
+
+
+def test_loadcheck_is_inconclusive_when_one_of_its_workers_dies(tmp_path: Path) -> None:
+    (tmp_path / "users.py").write_text(ONE_DIES)
+    settings = SETTINGS.model_copy(update={"locustfile": "users.py", "rate": None})
+
+    with serving(Served()) as served:
+        report = check(served.url, tmp_path / "reports", settings=settings, root=tmp_path, seconds=1.5, workers=2)
+
+    assert report.verdict == "inconclusive"
+    assert report.reasons[0] == "1 of 2 load generators measured to the end"
+    assert report.requests > 0
+
+
 # -- before anything is started ----------------------------------------------------------
 
 
@@ -334,33 +388,36 @@ from shipway.config import LoadCheckSettings, ServiceSettings
 from shipway.console import Console
 from shipway.proc import Proc, signals_as_errors
 from shipway.stages import loadcheck
-root, reports, url = map(str, sys.argv[1:])
+root, reports, url, workers = map(str, sys.argv[1:])
 with signals_as_errors():
     loadcheck.run(
         LoadCheckSettings(warmup_seconds=0), service=ServiceSettings(command=("serve",)), url=url, exchanges=None,
         seconds=120, allowed_builds=None, baseline_p95_ms=None, root=Path(root), reports=Path(reports),
-        environ=os.environ, proc=Proc(), tell=Console(),
+        environ=os.environ, proc=Proc(), tell=Console(), workers=int(workers),
     )
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, 0), (signal.SIGKILL, 2)],
+)
 def test_loadcheck_leaves_no_generator_behind_when_it_is_ended(
-    tmp_path: Path, free_url: str, number: signal.Signals
+    tmp_path: Path, free_url: str, number: signal.Signals, workers: int
 ) -> None:
-    argv = [sys.executable, "-c", STARTER, str(ROOT), str(tmp_path), free_url]
+    argv = [sys.executable, "-c", STARTER, str(ROOT), str(tmp_path), free_url, str(workers)]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(argv, env=environ, stderr=subprocess.PIPE, text=True) as starter:
         assert starter.stderr is not None
         while "measuring" not in starter.stderr.readline():
             assert starter.poll() is None
-        (generator,) = psutil.Process(starter.pid).children()
+        generators = psutil.Process(starter.pid).children(recursive=True)
         starter.send_signal(number)
         starter.wait(20)
 
-    gone, _ = psutil.wait_procs([generator], timeout=10)
+    _, alive = psutil.wait_procs(generators, timeout=10)
 
-    assert gone == [generator]
+    assert (len(generators), alive) == (1 + workers, [])
 
 
 # -- golden exchanges, played ------------------------------------------------------------

@@ -22,9 +22,10 @@ LEAVES = {
     "entra",
 }
 MAY_IMPORT = {
-    "tasks": LEAVES | {"flow", "models", "upkeep", "doctor", "results", "site"},
+    "tasks": LEAVES | {"flow", "load", "models", "upkeep", "doctor", "results", "site"},
     "flow": LEAVES | {"stages", "stores", "oci", "targets", "results", "site", "turn", "upkeep"},
     "upkeep": LEAVES | {"oci", "results", "site", "turn"},
+    "load": LEAVES | {"stages", "oci", "targets", "site"},
     "models": LEAVES | {"stages", "stores", "results", "site", "turn"},
     "doctor": LEAVES | {"site"},
     "site": LEAVES | {"stores", "oci", "targets"},
