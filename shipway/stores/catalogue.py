@@ -34,7 +34,15 @@ from shipway import exchanges
 from shipway.artifacts import Digest, Model, ModelFile, ModelRef
 from shipway.config import Name
 from shipway.console import Tell, size
-from shipway.errors import AliasMoved, ModelCorrupt, ModelError, ModelMissing, ModelRefused, ModelUntrusted
+from shipway.errors import (
+    AliasMoved,
+    ModelCorrupt,
+    ModelError,
+    ModelMissing,
+    ModelRefused,
+    ModelUntrusted,
+    StoreRefused,
+)
 from shipway.proc import Run
 from shipway.stores import durable, golden, manifest, safety, signing, transfer
 from shipway.stores.cache import Cache
@@ -70,9 +78,17 @@ class Catalogue:
         run: Run,
         keys: Keys | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        key_of: Callable[[Model, ModelFile], str] | None = None,
+        swaps: bool = True,
     ) -> None:
-        """Work on a store; `run` starts the process that opens untrusted models."""
+        """Work on a store; `run` starts the process that opens untrusted models.
+
+        `key_of` says where a store wants a model's file, if not under its hash; a store that
+        cannot compare and swap has no `swaps`.
+        """
         self._store = store
+        self._key_of = key_of or _by_hash
+        self._swaps = swaps
         self._run = run
         self._keys = keys or Keys()
         self._now = now
@@ -110,7 +126,7 @@ class Catalogue:
             f"{folder}: {len(files)} files, {size(sum(file.size_bytes for file in files))}; running its golden cases",
         )
         signature = golden.ask(folder, run=self._run)
-        draft = _draft(
+        drafted = draft(
             folder,
             files,
             signature,
@@ -120,17 +136,17 @@ class Catalogue:
             commit=commit,
             created=self._now(),
         )
-        is_new = self._put_blobs(folder, name, files, tell)
-        published = self._number(draft, is_new=is_new)
+        is_new = self._put_blobs(folder, drafted.model, tell)
+        published = self._number(drafted, is_new=is_new)
         for alias in (LATEST, *aliases):
             self._point(alias, published.version, who=publisher)
         return published
 
-    def _put_blobs(self, folder: Path, name: str, files: Iterable[ModelFile], tell: Tell) -> bool:
+    def _put_blobs(self, folder: Path, model: Model, tell: Tell) -> bool:
         """Bring every file into the store, and mend those that are damaged; say whether any was missing."""
         missing = False
-        for file in files:
-            key = _blob(name, file)
+        for file in model.files:
+            key = self._key_of(model, file)
             missing |= self._store.find(key) is None
             if self._is_whole(key, file):
                 continue
@@ -311,12 +327,13 @@ class Catalogue:
         """Pin a version by number or alias; its files are there, in the right sizes."""
         version = self.show(name, which)
         for file in version.model.files:
-            found = self._store.find(_blob(name, file))
+            key = self._key_of(version.model, file)
+            found = self._store.find(key)
             if found is None or found.size_bytes != file.size_bytes:
                 state = "is missing" if found is None else f"has {found.size_bytes:,} bytes"
                 raise ModelCorrupt(
                     f"version {version.version} of {name} in {self} names {file.path} "
-                    f"({file.size_bytes:,} bytes), which {state}: {_blob(name, file)}"
+                    f"({file.size_bytes:,} bytes), which {state}: {key}"
                 )
         return version.model
 
@@ -328,7 +345,7 @@ class Catalogue:
         blobs = {}
         with tell.progress("model", f"{model.name} {model.version}", sum(file.size_bytes for file in files)) as advance:
             for file in files:
-                blobs[file] = held.fetch(file, Blob(self._store, _blob(model.name, file)), advance)
+                blobs[file] = held.fetch(file, Blob(self._store, self._key_of(model, file)), advance)
         return held.folder(blobs)
 
     def golden_exchanges(self, ref: ModelRef, *, cache: Path, tell: Tell) -> Path:
@@ -361,14 +378,14 @@ class Catalogue:
         yield Entry(path=key, size_bytes=len(stored.data), read=lambda: [stored.data])
         for file in {file.digest: file for file in model.files}.values():
             read = partial(self._read, model, file, cache=cache)
-            yield Entry(path=_blob(model.name, file), size_bytes=file.size_bytes, read=read)
+            yield Entry(path=_by_hash(model, file), size_bytes=file.size_bytes, read=read)
 
     def _read(self, model: Model, file: ModelFile, *, cache: Path) -> Iterable[bytes]:
         found = Cache(cache).find(file)
         wrong = ModelCorrupt(f"{file.path} in {self}: the bytes that came are not those of {file.digest}")
         if found:
             return durable.read(found)
-        return _promised(transfer.ahead(Blob(self._store, _blob(model.name, file)), file.size_bytes), file, wrong)
+        return _promised(transfer.ahead(Blob(self._store, self._key_of(model, file)), file.size_bytes), file, wrong)
 
     # -- aliases -------------------------------------------------------------------------
 
@@ -377,9 +394,15 @@ class Catalogue:
     ) -> Move | None:
         """Move an alias to a version; `None` when it is there already.
 
-        Raises `AliasMoved` when somebody else is first, or when it does not name `expected`.
+        Raises `AliasMoved` when somebody else is first, or when it does not name `expected`,
+        and `StoreRefused` for `expected` where the store cannot promise it.
         """
         alias = _alias(alias)
+        if expected is not None and not self._swaps:
+            raise StoreRefused(
+                f"{self} cannot move an alias only if it names {expected}: it does not compare before it moves one",
+                advice="look with invoke model.show, then promote without --expected; docs/stores.md says why",
+            )
         self.show(name, version)
         current = self._alias(name, alias)
         if expected is not None and (current is None or current[1].version != expected):
@@ -439,7 +462,7 @@ class Catalogue:
         return f"; it has {', '.join(self.names()) or 'no model at all'}"
 
 
-def _draft(
+def draft(
     folder: Path,
     files: tuple[ModelFile, ...],
     signature: manifest.Signature,
@@ -525,8 +548,8 @@ def _moved(alias: str, current: tuple[Stored, Move] | None, how: str) -> AliasMo
     )
 
 
-def _blob(name: str, file: ModelFile) -> str:
-    return f"{name}/blobs/sha256/{file.digest.hex}"
+def _by_hash(model: Model, file: ModelFile) -> str:
+    return f"{model.name}/blobs/sha256/{file.digest.hex}"
 
 
 def _manifest(name: str, number: int) -> str:

@@ -12,8 +12,17 @@ from typing import Any
 
 import pytest
 
+from shipway.artifacts import Digest
 from shipway.console import Console
-from shipway.errors import AliasMoved, GoldenFailed, ModelCorrupt, ModelError, ModelMissing, ModelRefused
+from shipway.errors import (
+    AliasMoved,
+    GoldenFailed,
+    ModelCorrupt,
+    ModelError,
+    ModelMissing,
+    ModelRefused,
+    StoreRefused,
+)
 from shipway.proc import Completed
 from shipway.stores.catalogue import Catalogue
 from tests import model_folder
@@ -409,6 +418,33 @@ def test_promote_records_nothing_when_the_alias_is_there_already(catalogue: Cata
 
     assert moved is None
     assert catalogue.history("adds") == before
+
+
+def test_promote_refuses_an_expectation_when_the_store_cannot_compare(store: MemoryStore, tmp_path: Path) -> None:
+    catalogue = Catalogue(store, run=Child(), now=Clock(), swaps=False)
+    for weight in (1, 2):
+        publish(catalogue, tmp_path, weight=weight)
+
+    with pytest.raises(StoreRefused, match="only if it names 2: it does not compare"):
+        catalogue.promote("adds", 1, "production", who="ada", why="", expected=2)
+
+    assert catalogue.aliases("adds") == {"latest": 2}
+
+
+def test_files_are_where_the_store_wants_them(store: MemoryStore, tmp_path: Path) -> None:
+    catalogue = Catalogue(
+        store, run=Child(), now=Clock(), key_of=lambda model, file: f"{model.name}/files/{model.digest.hex}/{file.path}"
+    )
+    publish(catalogue, tmp_path / "model")
+
+    model = catalogue.resolve("adds", 1)
+    pulled = catalogue.pull(model, cache=tmp_path / "cache", tell=Console())
+
+    kept = {key.partition(f"{model.digest.hex}/")[2] for key in store.objects if key.startswith("adds/files/")}
+    assert kept == {file.path for file in model.files}
+    assert (pulled / "model.onnx").read_bytes() == (tmp_path / "model/model.onnx").read_bytes()
+    layer = b"".join(catalogue.layer_bytes(model, cache=tmp_path / "none"))
+    assert Digest.of(layer) == model.layer.digest
 
 
 def test_promote_tells_what_the_alias_is_when_it_is_not_what_was_expected(catalogue: Catalogue, tmp_path: Path) -> None:
