@@ -41,9 +41,13 @@ def _open(store: str, root: Path, access: Access) -> Store:
         from shipway.stores.azure import open_azure  # noqa: PLC0415 - brings Azure's client
 
         return open_azure(store, access)
+    if scheme == "s3":
+        from shipway.stores.s3 import open_s3  # noqa: PLC0415 - brings boto3
+
+        return open_s3(store, access)
     if scheme:
         raise NotConfigured(
             f"the model store {store!r} is not configured",
-            advice="this version reads models from a folder and from az://ACCOUNT/CONTAINER/PREFIX",
+            advice="this version knows a folder, az://ACCOUNT/CONTAINER/PREFIX and s3://BUCKET/PREFIX",
         )
     return Directory(root / store)

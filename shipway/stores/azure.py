@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from shipway import entra
 from shipway.entra import Identity
 from shipway.errors import (
-    ModelError,
     ModelMissing,
     NotConfigured,
     ShipwayError,
@@ -148,7 +147,7 @@ class AzureBlobs:
         block_bytes = max(_REQUEST_BYTES, -(-size_bytes // _MOST_BLOCKS))
         if size_bytes <= block_bytes:
             data = b"".join(pieces)
-            _require_size(key, len(data), size_bytes)
+            transfer.require_size(key, len(data), size_bytes)
             self._write(key, data, overwrite=True)
             return
         before = self.find(key)
@@ -169,7 +168,7 @@ class AzureBlobs:
         for name, count in transfer.in_order(numbered, stage, threads=transfer.THREADS, ahead=transfer.THREADS):
             staged.append(BlobBlock(block_id=name))
             sent_bytes += count
-        _require_size(key, sent_bytes, size_bytes)
+        transfer.require_size(key, sent_bytes, size_bytes)
 
         def commit(_again: bool) -> None:  # noqa: FBT001 - of `persist`
             with self._translated(key):
@@ -182,7 +181,7 @@ class AzureBlobs:
             now = self.find(key)
             if "InvalidBlockList" not in error.message or now is None or now == before:
                 raise
-            _require_size(key, now.size_bytes, size_bytes)
+            transfer.require_size(key, now.size_bytes, size_bytes)
 
     def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
         """See `Store.stream`."""
@@ -328,8 +327,3 @@ def _unanswered(where: str, error: BaseException) -> ShipwayError | Passing:
         cause = next((each for each in (reason, *reasons) if isinstance(each, BaseException)), None)
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return Passing(f"{where}: {text}")
-
-
-def _require_size(key: str, came: int, size_bytes: int) -> None:
-    if came != size_bytes:
-        raise ModelError(f"{key}: {came:,} of {size_bytes:,} bytes came to be stored")

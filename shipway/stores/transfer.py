@@ -149,6 +149,12 @@ def blocks(pieces: Iterable[bytes], block_bytes: int) -> Iterator[bytes]:
         yield bytes(held)
 
 
+def require_size(key: str, came: int, size_bytes: int) -> None:
+    """Raise `ModelError` unless as much came to be stored as was said."""
+    if came != size_bytes:
+        raise ModelError(f"{key}: {came:,} of {size_bytes:,} bytes came to be stored")
+
+
 def in_order(tasks: Iterable[_Task], work: Callable[[_Task], _Done], *, threads: int, ahead: int) -> Iterator[_Done]:
     """Yield what `work` makes of each task, in their order, at most `ahead` of them under way or waiting.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.stores import parts
-from tests.stores.parts import Azurite
+from tests.stores.parts import Azurite, S3Server
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,21 @@ def azurite(running_azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Azurit
     for name, text in running_azurite.identity.environ.items():
         monkeypatch.setenv(name, text)  # azure-identity looks there itself
     return running_azurite
+
+
+@pytest.fixture(scope="session")
+def running_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Give one S3 server for the whole run."""
+    with parts.s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """Give the S3 server, with a credential in the environment."""
+    for name, text in running_s3.environ.items():
+        monkeypatch.setenv(name, text)  # boto3 looks there itself
+    return running_s3
 
 
 @pytest.fixture

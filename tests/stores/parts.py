@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -124,6 +125,61 @@ def azurite(folder: Path) -> Iterator[Azurite]:
                 endpoint=f"https://127.0.0.1:{port}/{ACCOUNT}", port=port, authority=authority.pem, identity=identity
             )
             _make_container(made)
+            yield made
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Server:
+    """A server with one bucket, which takes any key."""
+
+    endpoint: str
+    port: int
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What AWS's usual chain finds in a process's environment."""
+        return {
+            "AWS_ACCESS_KEY_ID": "a-tests-own",
+            "AWS_SECRET_ACCESS_KEY": "no secret at all",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def access(self, *, endpoint: str | None = None) -> Access:
+        """Return how shipway reaches it, there or through something in front."""
+        return Access(endpoint=endpoint or self.endpoint, region="eu-central-1")
+
+    def settings(self) -> Mapping[str, str]:
+        """Return the same for a process that runs `invoke`."""
+        return {
+            "SHIPWAY_MODEL_ENDPOINT": self.endpoint,
+            "SHIPWAY_MODEL_REGION": "eu-central-1",
+            **self.environ,
+        }
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """Start moto's S3 server with one bucket, all in memory."""
+    import boto3  # noqa: PLC0415 - heavy
+
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )
+        try:
+            _wait(process, folder / "log", rb"Running on")
+            made = S3Server(endpoint=f"http://127.0.0.1:{port}", port=port)
+            session = boto3.Session("a-tests-own", "no secret at all", region_name="eu-central-1")
+            client = session.client("s3", endpoint_url=made.endpoint)
+            client.create_bucket(Bucket=CONTAINER, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+            client.close()
             yield made
         finally:
             process.terminate()

@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 LEAVES = {
@@ -149,15 +151,19 @@ def test_the_process_environment_is_read_only_at_the_top() -> None:
     assert wrong == []
 
 
-def test_azure_is_imported_only_where_its_answers_are_translated() -> None:
+@pytest.mark.parametrize(
+    ("package", "modules"),
+    [("azure", {"entra.py", "stores/azure.py"}), ("boto3", {"stores/s3.py"}), ("botocore", {"stores/s3.py"})],
+)
+def test_clouds_are_imported_only_where_their_answers_are_translated(package: str, modules: set[str]) -> None:
     found = {
         str(path.relative_to(ROOT / "shipway"))
         for path in _modules("shipway")
         for imported in _imports(path)
-        if imported.split(".")[0] == "azure"
+        if imported.split(".")[0] == package
     }
 
-    assert found == {"entra.py", "stores/azure.py"}
+    assert found == modules
 
 
 def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
