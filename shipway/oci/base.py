@@ -24,7 +24,7 @@ from shipway.artifacts import Descriptor, Digest, Layer
 from shipway.errors import BaseRefused, ConfigError, ImageCorrupt, ImageMissing, LoginMissing, PushError
 from shipway.oci.archive import NotAsSaid, Pieces, members
 from shipway.oci.compose import CONFIG, INDEX, MANIFEST, TAR, TAR_GZIP, Base, Source
-from shipway.oci.images import Images
+from shipway.oci.images import Advance, Images, counted, ignore
 from shipway.oci.images import document as read_document
 from shipway.oci.layers import Known, fingerprint
 from shipway.oci.layout import Layout
@@ -106,10 +106,12 @@ def read_base(
     images: Images,
     open_images: OpenImages,
     is_whole: bool = False,
+    advance: Advance = ignore,
 ) -> Ground:
     """Return the base that `[image] base` names; `images` is where the image will live.
 
     One that `is_whole` gets no layers of ours, so that it may hold files below `/srv`.
+    `advance` is told of what was read of its layers; what it raises ends the call.
     Raises `ConfigError` for a reference that is none, `BaseRefused` for a base that lies, and
     what the registry raises that cannot be asked.
     """
@@ -118,11 +120,11 @@ def read_base(
         return Ground(base=Base(os=os, architecture=architecture))
     place, digest = _find(reference, root, images, open_images)
     try:
-        manifest, config = _documents(place, digest, _Platform(os=os, architecture=architecture))
+        manifest, config = _documents(_Documents(place, known), digest, _Platform(os=os, architecture=architecture))
         environment = dict(item.split("=", 1) for item in (config.config and config.config.env) or ())
         _expect_python(environment.get(_PYTHON), target)
         layers = _layers(manifest, config)
-        key = _look_inside(place, layers, known, is_whole=is_whole)
+        key = _look_inside(place, layers, known, is_whole=is_whole, advance=advance)
     except (NotAsSaid, ValidationError, ImageMissing, ImageCorrupt) as error:
         raise BaseRefused(f"the base {reference} is refused: {_reason(error)}") from error
     base = Base(
@@ -189,13 +191,30 @@ def _reason(error: Exception) -> str:
     return f"{'.'.join(str(word) for word in first['loc'])}: {first['msg']}"
 
 
-def _documents(images: Images, digest: Digest, wanted: _Platform) -> tuple[_Manifest, _Config]:
-    document = _Manifest.model_validate_json(images.read(digest))
+class _Documents:
+    """Manifests and configurations by digest: those of a registry are asked for once, since none can ever change."""
+
+    def __init__(self, images: Images, known: Known) -> None:
+        self._images = images
+        self._known = known
+
+    def manifest(self, digest: Digest) -> bytes:
+        return self._once(digest, lambda: self._images.read(digest))
+
+    def config(self, blob: Descriptor) -> bytes:
+        return self._once(blob.digest, lambda: read_document(self._images, blob))
+
+    def _once(self, digest: Digest, fetch: Callable[[], bytes]) -> bytes:
+        return self._known.document(digest, fetch) if self._images.shared else fetch()
+
+
+def _documents(documents: _Documents, digest: Digest, wanted: _Platform) -> tuple[_Manifest, _Config]:
+    document = _Manifest.model_validate_json(documents.manifest(digest))
     if document.manifests is not None and document.layers is None and document.config is None:
         _expect(document.media_type or INDEX, _INDEXES)
         for entry in document.manifests:
             if entry.platform and (entry.platform.os, entry.platform.architecture) == (wanted.os, wanted.architecture):
-                document = _listed(images, entry)
+                document = _listed(documents, entry)
                 break
     if document.manifests is not None or document.layers is None or document.config is None:
         kind = "both layers and manifests" if document.layers is not None and document.manifests is not None else ""
@@ -203,17 +222,17 @@ def _documents(images: Images, digest: Digest, wanted: _Platform) -> tuple[_Mani
         raise NotAsSaid(message)
     _expect(document.media_type or MANIFEST, _MANIFESTS)
     _expect(document.config.media_type, _CONFIGS)
-    config = _Config.model_validate_json(read_document(images, document.config.described(CONFIG)))
+    config = _Config.model_validate_json(documents.config(document.config.described(CONFIG)))
     if (config.os, config.architecture) != (wanted.os, wanted.architecture):
         message = f"it is made for {config.os}/{config.architecture}, not {wanted.os}/{wanted.architecture}"
         raise NotAsSaid(message)
     return document, config
 
 
-def _listed(images: Images, entry: _Descriptor) -> _Manifest:
+def _listed(documents: _Documents, entry: _Descriptor) -> _Manifest:
     """Return the manifest that an index names."""
     _expect(entry.media_type, _MANIFESTS)
-    data = images.read(Digest(entry.digest))
+    data = documents.manifest(Digest(entry.digest))
     if len(data) != entry.size_bytes:
         message = f"{entry.digest} has {len(data)} bytes, said were {entry.size_bytes}"
         raise NotAsSaid(message)
@@ -243,13 +262,14 @@ def _layer(entry: _Descriptor, diff_id: Digest, title: str) -> Layer:
     return Layer(part="base", title=title, descriptor=descriptor, diff_id=diff_id)
 
 
-def _look_inside(images: Images, layers: tuple[Layer, ...], known: Known, *, is_whole: bool) -> str:
+def _look_inside(images: Images, layers: tuple[Layer, ...], known: Known, *, is_whole: bool, advance: Advance) -> str:
     """List every layer once; return the key under which a base that was found good is known."""
     kind = "whole" if is_whole else "base"
     key = fingerprint(kind, *(word for layer in layers for word in (layer.descriptor.digest, layer.diff_id)))
     if known.load(key) != layers:
         for layer in layers:
-            for path, info, _ in members(Pieces(images.pieces(layer.descriptor)), layer):
+            pieces = counted(images.pieces(layer.descriptor), advance)
+            for path, info, _ in members(Pieces(pieces), layer):
                 if path.parts[:1] == _OURS.parts and not (info.isdir() or is_whole):
                     message = f"{layer.title} holds /{path}, where only shipway's own layers may lie"
                     raise NotAsSaid(message)

@@ -29,6 +29,7 @@ MAX_LAYERS = 127  # overlay2 mounts no more
 
 _OCI = "org.opencontainers.image."
 _OURS = "dev.shipway."
+_SERVICE = f"{_OURS}service"  # for the target alone, which reads the labels
 _PATH = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _PYTHON = {"PYTHONPATH": "/srv/site-packages:/srv", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -118,7 +119,7 @@ def _labels(settings: Settings, snapshot: Snapshot, created: str, base: Base) ->
         f"{_OCI}revision": snapshot.commit + ("-dirty" if snapshot.dirty else ""),
         f"{_OCI}title": settings.project.name,
         f"{_OCI}version": snapshot.label,
-        f"{_OURS}service": canonical(settings.service.model_dump(mode="json")).decode(),
+        _SERVICE: canonical(settings.service.model_dump(mode="json")).decode(),
     }
 
 
@@ -178,7 +179,9 @@ def _manifest(config: bytes, labels: Mapping[str, str], layers: Sequence[Layer])
             "mediaType": MANIFEST,
             "config": {"mediaType": CONFIG, "digest": Digest.of(config), "size": len(config)},
             "layers": [layer_entry(layer) for layer in layers],
-            "annotations": {key: text for key, text in labels.items() if key.startswith((_OCI, _OURS))},
+            "annotations": {
+                key: text for key, text in labels.items() if key.startswith((_OCI, _OURS)) and key != _SERVICE
+            },
         }
     )
 
@@ -257,7 +260,7 @@ def environment(image: Image) -> dict[str, str]:
 
 def service(image: Image) -> ServiceSettings:
     """Return what the image owes a target: its command, ports, paths and time-outs."""
-    return ServiceSettings.model_validate_json(_label(image, f"{_OURS}service"))
+    return ServiceSettings.model_validate_json(_label(image, _SERVICE))
 
 
 def model(image: Image) -> ModelRef:

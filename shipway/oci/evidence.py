@@ -11,7 +11,7 @@ https://slsa.dev/spec/v1.0/provenance
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -119,15 +119,17 @@ def _material(name: str, digest: Digest) -> dict[str, Any]:
     return {"name": name, "digest": {"sha256": digest.hex}}
 
 
-def lacking(images: Images, image: Image, evidence: Evidence, *, now_s: float) -> list[Attachment]:
-    """Return what of the evidence must be attached now; raises `ImageCorrupt`.
+def lacking(
+    images: Images, found: Iterable[Attached], image: Image, evidence: Evidence, *, now_s: float
+) -> list[Attachment]:
+    """Return what of the evidence must be attached now; `found` is what is attached already.
 
     A statement that was made within the hour is left, unless it knows nothing of the suite
     that passed. Some registries collect what is attached as garbage, so it is looked for.
     """
     subject = described(image.manifest, MANIFEST)
-    found = (each for each in attached(images, image.digest) if each.kind in {_SBOM, _PROVENANCE})
-    there = {each.kind: each for each in found if images.has(each.descriptor)}
+    ours = (each for each in found if each.kind in {_SBOM, _PROVENANCE})
+    there = {each.kind: each for each in ours if images.has(each.descriptor)}
     wanted = []
     if evidence.bill is not None:
         bill = _bill(image, evidence.bill)

@@ -78,8 +78,8 @@ class Images(Protocol):
     def read(self, digest: Digest) -> bytes:
         """Return a manifest, verified; raises `ImageMissing`, `ImageCorrupt`."""
 
-    def put(self, manifest: bytes, media_type: str) -> int:
-        """Store a manifest under its digest; return the bytes sent, 0 when it was there.
+    def put(self, manifest: bytes, media_type: str, *, anew: bool = False) -> int:
+        """Store a manifest under its digest; return the bytes sent, 0 when it was there; `anew` does not look.
 
         What it names must be there: raises `BlobsLost` when the registry has not got it.
         """

@@ -7,6 +7,7 @@ somebody lacks them. Fails with `ImageError`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ _FORMAT = 1  # goes into every key: raise it when the same inputs shall give oth
 
 
 class Known:
-    """Layers that were made before, by what they were made from: one small file each.
+    """Layers that were made before, by what they were made from, and documents: one small file each.
 
     What this machine does not know, `recall` may: another machine made it.
     """
@@ -55,6 +56,16 @@ class Known:
     def forget(self, key: str) -> None:
         """Make them anew next time."""
         (self._folder / key).unlink(missing_ok=True)
+
+    def document(self, digest: Digest, fetch: Callable[[], bytes]) -> bytes:
+        """Return the bytes with this digest, fetched the first time."""
+        path = self._folder / digest.hex
+        with contextlib.suppress(OSError):
+            if Digest.of(data := path.read_bytes()) == digest:
+                return data
+        data = fetch()
+        write_whole(path, data, ImageError)
+        return data
 
 
 def fingerprint(*inputs: str) -> str:

@@ -108,7 +108,7 @@ class Layout:
     def abandon(self) -> None:
         """See `Images.abandon`; whoever writes here meets its `advance` soon enough."""
 
-    def put(self, manifest: bytes, media_type: str) -> int:
+    def put(self, manifest: bytes, media_type: str, *, anew: bool = False) -> int:  # noqa: ARG002 - a look costs nothing
         """See `Images.put`; that its blobs are there is the caller's to see to."""
         return self.add(described(manifest, media_type), lambda: [manifest])
 

@@ -71,6 +71,7 @@ class Attached:
     descriptor: Descriptor
     artifact_type: str
     annotations: Mapping[str, str]
+    entry: Mapping[str, Any] = field(repr=False)
 
     @property
     def kind(self) -> str | None:
@@ -91,28 +92,43 @@ def subject_of(name: str) -> Digest | None:
 
 def attached(images: Images, subject: Digest) -> tuple[Attached, ...]:
     """Return all that is attached to an image; raises `ImageCorrupt` for an index that is none."""
-    return tuple(each for each, _ in _index(images, subject))
+    digest = images.tagged(name_for(subject))
+    if digest is None:
+        return ()
+    try:
+        return tuple(_parsed(entry) for entry in json.loads(images.read(digest))["manifests"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{images.repository}: {name_for(subject)} is no OCI image index ({error})"
+        raise ImageCorrupt(
+            message, advice=f"delete the tag {name_for(subject)}; the next push attaches anew"
+        ) from error
 
 
-def attach(images: Images, subject: Descriptor, attachments: Sequence[Attachment]) -> int:
+def attach(
+    images: Images, subject: Descriptor, attachments: Sequence[Attachment], found: Sequence[Attached] | None = None
+) -> int:
     """Let an image's index name these, instead of ours of the same kind; return the bytes sent.
 
-    Their blobs, and the empty configuration, are there. A registry replaces an index without
-    a look at what it replaces, so this looks again afterwards. Of two who attach at the very
-    same time one can still be lost: both have then said the same of the same image.
+    Their blobs, and the empty configuration, are there; `found` is what `attached` has just
+    said. A registry replaces an index without a look at what it replaces, so this looks again
+    afterwards. Of two who attach at the very same time one can still be lost: both have then
+    said the same of the same image.
     """
-    sent = sum(images.put(each.manifest(subject), MANIFEST) for each in attachments)
+    if not attachments:
+        return 0
+    sent = sum(images.put(each.manifest(subject), MANIFEST, anew=True) for each in attachments)
     mine = {each.kind: each.entry(subject) for each in attachments}
     for _ in range(_TRIES):
-        found = _index(images, subject.digest)
-        if all(entry in [written for _, written in found] for entry in mine.values()):
+        there = attached(images, subject.digest) if found is None else found
+        if all(entry in [each.entry for each in there] for entry in mine.values()):
             return sent
-        others = [entry for each, entry in found if each.kind not in mine]
+        others = [each.entry for each in there if each.kind not in mine]
         index = canonical({"schemaVersion": 2, "mediaType": INDEX, "manifests": [*others, *mine.values()]})
         images.tag(name_for(subject.digest), index, INDEX)
         sent += len(index)
         if images.tagged(name_for(subject.digest)) == Digest.of(index):
             return sent
+        found = None
     message = f"{images.repository}: {name_for(subject.digest)}, what is attached to the image, changes all the time"
     raise PushError(message)
 
@@ -127,23 +143,10 @@ def content(images: Images, each: Attached) -> bytes:
     return document(images, blob)
 
 
-def _index(images: Images, subject: Digest) -> list[tuple[Attached, dict[str, Any]]]:
-    """Return what an image's index names, each as it is written there too."""
-    digest = images.tagged(name_for(subject))
-    if digest is None:
-        return []
-    try:
-        return [(_parsed(entry), entry) for entry in json.loads(images.read(digest))["manifests"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{images.repository}: {name_for(subject)} is no OCI image index ({error})"
-        raise ImageCorrupt(
-            message, advice=f"delete the tag {name_for(subject)}; the next push attaches anew"
-        ) from error
-
-
 def _parsed(entry: Mapping[str, Any]) -> Attached:
     return Attached(
         descriptor=read_blob(entry),
         artifact_type=str(entry.get("artifactType", "")),
         annotations=dict(entry.get("annotations") or {}),
+        entry=entry,
     )

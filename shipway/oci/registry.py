@@ -26,16 +26,16 @@ from shipway.errors import BlobsLost, ConfigError, ImageCorrupt, ImageMissing, P
 from shipway.oci.client import open_client
 from shipway.oci.compose import INDEX, MANIFEST, Source
 from shipway.oci.credentials import find_credential
-from shipway.oci.images import DOCUMENT_BYTES, Advance, ignore
+from shipway.oci.images import DOCUMENT_BYTES, Advance, described, ignore
 from shipway.oci.login import Login
 from shipway.oci.reference import Reference
+from shipway.oci.referrers import subject_of
 from shipway.oci.transport import Answer, Body, Call, Clock, Passing, Transport
 from shipway.oci.upload import Upload
 from shipway.proc import Run
 
 _DOCKER = "application/vnd.docker.distribution.manifest."
 DOCUMENTS = (MANIFEST, INDEX, f"{_DOCKER}v2+json", f"{_DOCKER}list.v2+json")
-_ACCEPT = {"Accept": ", ".join(DOCUMENTS)}
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT, _PARTIAL = 200, 201, 202, 204, 206
 _BAD, _NOT_FOUND, _NOT_ALLOWED, _NOT_THERE = 400, 404, 405, 416
 _LOST = frozenset({"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"})
@@ -105,7 +105,8 @@ class Repository:
 
     def _has(self, blob: Descriptor, scopes: tuple[str, ...], advance: Advance = ignore) -> bool:
         kind = "manifests" if blob.media_type in DOCUMENTS else "blobs"
-        call = self._call("HEAD", f"{kind}/{blob.digest}", scopes, headers={"Accept": blob.media_type})
+        headers = {"Accept": blob.media_type} if kind == "manifests" else {}
+        call = self._call("HEAD", f"{kind}/{blob.digest}", scopes, headers=headers)
         answer = self._transport.ask(call, {_OK, _NOT_FOUND}, self._transport.patience(advance))
         said = answer.headers.get("content-length", str(blob.size_bytes))
         return answer.status == _OK and said == str(blob.size_bytes)
@@ -200,12 +201,11 @@ class Repository:
             raise self._corrupt(digest, "its bytes have another digest")
         return answer.body
 
-    def put(self, manifest: bytes, media_type: str) -> int:
+    def put(self, manifest: bytes, media_type: str, *, anew: bool = False) -> int:
         """See `Images.put`."""
-        digest = Digest.of(manifest)
-        if self._has(Descriptor(media_type=media_type, digest=digest, size_bytes=len(manifest)), self._push):
+        if not anew and self._has(described(manifest, media_type), self._push):
             return 0
-        self._put(digest, manifest, media_type)
+        self._put(Digest.of(manifest), manifest, media_type)
         return len(manifest)
 
     def tag(self, name: str, manifest: bytes, media_type: str) -> None:
@@ -235,7 +235,8 @@ class Repository:
         return Digest.of(answer.body)
 
     def _manifest(self, method: str, name: str) -> Answer:
-        call = self._call(method, f"manifests/{name}", self._pull, headers=_ACCEPT)
+        accept = INDEX if subject_of(name) else ", ".join(DOCUMENTS)
+        call = self._call(method, f"manifests/{name}", self._pull, headers={"Accept": accept})
         return self._transport.ask(call, {_OK, _NOT_FOUND})
 
     def names(self) -> Iterator[str]:

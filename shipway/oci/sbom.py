@@ -1,8 +1,10 @@
 """The bill of materials: what is in an image, as CycloneDX.
 
-The same image gives the same bytes on every machine. Only names, versions and digests go in:
-no URL, no environment, so no password either. What the base holds is not listed, and the
-bill says then that it is incomplete. Pure.
+Lists what others made: packages, model, base. The code's own version and the image's digest
+stand in what attaches the bill, not in it: so images that differ in code alone share one bill,
+which is stored once. The same inputs give the same bytes on every machine. Only names, versions
+and digests go in: no URL, no environment, so no password either. What the base holds is not
+listed, and the bill says then that it is incomplete. Pure.
 https://cyclonedx.org/docs/1.6/json/
 """
 
@@ -43,35 +45,20 @@ def count(bill: Mapping[str, Any]) -> int:
 def _bill(image: Image, components: Sequence[Mapping[str, Any]]) -> bytes:
     labels, base = compose.labels(image), compose.base(image)
     on_base = any(layer.part in {"base", "dockerfile"} for layer in image.layers)
-    name = labels[f"{_OCI}title"]
     bill = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {
-            "timestamp": labels[f"{_OCI}created"],
             "tools": {"components": [{"type": "application", "name": "shipway"}]},
-            "component": {
-                "type": "container",
-                "bom-ref": "image",
-                "name": name,
-                "version": image.digest,
-                "purl": f"pkg:oci/{name}@{quote(image.digest, safe='')}",
-            },
+            "component": {"type": "container", "bom-ref": "image", "name": labels[f"{_OCI}title"]},
         },
-        "components": [_app_component(image), *components, *([_base_component(base)] if base else [])],
+        "components": [*components, *([_base_component(base)] if base else [])],
         "compositions": [{"aggregate": "incomplete" if on_base else "complete", "assemblies": ["image"]}],
     }
     number = uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(canonical(bill)).hexdigest())
     return canonical({**bill, "serialNumber": number.urn})
-
-
-def _app_component(image: Image) -> dict[str, Any]:
-    labels = compose.labels(image)
-    app = {"type": "application", "name": labels[f"{_OCI}title"], "version": labels[f"{_OCI}revision"]}
-    hashes = [_hashes(layer.diff_id.hex) for layer in image.layers if layer.part == "app"]
-    return {**app, "hashes": hashes[0]} if hashes else app  # a whole Dockerfile has no layer of the app alone
 
 
 def _base_component(base: Digest) -> dict[str, Any]:

@@ -7,15 +7,19 @@ and starts neither uv nor a download. Writes nothing but its cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from shipway.artifacts import Image, Model, Snapshot
 from shipway.checkout import Checkout
 from shipway.config import Settings
 from shipway.console import Tell, size
-from shipway.errors import DirtyTree, ImageError
+from shipway.errors import DirtyTree, ImageError, Interrupted
 from shipway.oci import compose as parts
 from shipway.oci import docker, dockerfile
 from shipway.oci.base import OpenImages, read_base
@@ -28,6 +32,8 @@ from shipway.proc import Run
 from shipway.tarball import Entry
 
 STAGE = "image"
+
+_T = TypeVar("_T")
 
 
 def compose(
@@ -56,7 +62,16 @@ def compose(
     _warn_of_untracked(settings, checkout, tell)
     sweep(cache)
     known, target = Known(cache / "layers", partial(recall, images)), Target.of(settings.image)
-    read = partial(read_base, target=target, root=checkout.root, known=known, images=images, open_images=open_images)
+    places = _Places(images, open_images)
+    read = partial(
+        read_base,
+        target=target,
+        root=checkout.root,
+        known=known,
+        images=images,
+        open_images=places.open,
+        advance=places.unless_left,
+    )
     build = partial(docker.built, connect=partial(docker.daemon, environ), images=images, cache=cache, tell=tell)
     lock = _lock(settings, checkout, snapshot)
     if settings.image.builder == "docker":
@@ -70,9 +85,11 @@ def compose(
     base = settings.image.base
     if base == dockerfile.NAME:
         base = str(build(dockerfile.base(checkout, snapshot.tree, target, settings.image.build_args)))
-    ground = read(base)
     dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
-    app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
+    with _meanwhile(partial(read, base), places) as looked_at:
+        dependencies.layers()
+        app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
+        ground = looked_at()
     image = parts.compose(
         ground.base,
         dependencies=dependencies.layers(),
@@ -108,6 +125,40 @@ def recombine(code: Image, model: Image) -> Composed:
         )
     layer = next(layer for layer in model.layers if layer.part == "model")
     return Composed(image=parts.with_model(code, parts.model(model), layer))
+
+
+class _Places:
+    """Where the base may live, so that whoever reads it in another thread can be made to stop."""
+
+    def __init__(self, images: Images, open_images: OpenImages) -> None:
+        self._open_images = open_images
+        self._all = [images]
+        self._left = threading.Event()
+
+    def open(self, name: str) -> Images:
+        place = self._open_images(name)
+        self._all.append(place)
+        return place
+
+    def unless_left(self, _count: int) -> None:
+        if self._left.is_set():
+            raise Interrupted("another part failed, or a signal came")
+
+    def leave(self) -> None:
+        self._left.set()
+        for each in self._all:
+            each.abandon()
+
+
+@contextlib.contextmanager
+def _meanwhile(work: Callable[[], _T], places: _Places) -> Iterator[Callable[[], _T]]:
+    """Do it in another thread; give what waits for the end of it."""
+    with ThreadPoolExecutor(1, thread_name_prefix=STAGE) as pool:
+        try:
+            yield pool.submit(work).result
+        except BaseException:
+            places.leave()
+            raise
 
 
 def _warn_of_untracked(settings: Settings, checkout: Checkout, tell: Tell) -> None:

@@ -1,31 +1,36 @@
 """Stage `push`: an image to where images live, moving only what is not there.
 
-Blobs first, several at once; then the configuration and the manifest, all read back; the
-names last: until then nobody can meet the image. Run again after anything: what arrived is
-not sent twice. Knows not whether it is a registry or a layout on disk.
+Blobs first, several at once; then the manifest, and all read back; the names last: until
+then nobody can meet the image. What waits for nothing else goes at the same time. Run again
+after anything: what arrived is not sent twice. Knows not whether it is a registry or a layout on disk.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
+from typing import ParamSpec, Self, TypeVar
 
-from shipway.artifacts import Descriptor, Image, ImageRef, Layer
+from shipway.artifacts import Descriptor, Digest, Image, ImageRef, Layer
 from shipway.console import Tell, size
 from shipway.errors import BlobsLost, ImageMissing, Interrupted
 from shipway.oci.compose import CONFIG, MANIFEST, Composed, Source
 from shipway.oci.evidence import Evidence, lacking
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Advance, Images, described, read_image
 from shipway.oci.layers import remember
-from shipway.oci.referrers import attach
+from shipway.oci.referrers import Attachment, attach, attached
 
 STAGE = "push"
 DOCUMENTS = "documents"  # beside the four parts: configuration and manifest
+_FRESH_S = 10.0  # for so long a blob that was seen in the registry counts as there: no clean-up is quicker
+_STOPPED = "another layer failed, or a signal came"
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,27 +69,27 @@ def push(
     """
     image, blobs = composed.image, _blobs(composed)
     manifest = described(image.manifest, MANIFEST)
-    with images.pushing():
-        sent = _send(blobs, images, tell)
-        try:
-            named = images.put(image.manifest, MANIFEST)
-        except BlobsLost as lost:
-            tell.warn(f"{lost.message}; sending it again")
-            sent += _send([blob for blob in blobs if lost.concerns(blob.descriptor.digest)], images, tell, anew=True)
-            named = images.put(image.manifest, MANIFEST)
-        if named:
-            tell.say(STAGE, f"manifest, {size(named)}")
-        sent += named
-        _read_back(image, images)
-        if evidence:
-            sent += _attach(evidence, image, images, tell, clock())
-        if images.shared:
-            for key, layers in composed.known.items():
-                remember(images, key, layers)
-        for tag in tags:
-            if images.tagged(tag) != image.digest:
-                tell.say(STAGE, f"tag {tag}")
-                images.tag(tag, image.manifest, MANIFEST)
+    with images.pushing(), _Crew(images, tell) as crew:
+        began_s = clock()
+        is_there = crew.begin(images.has, manifest)
+        found = crew.begin(attached, images, image.digest) if evidence else None
+        moved = crew.move(blobs)
+        before = crew.end(found) if found else ()
+        said = lacking(images, before, image, evidence, now_s=clock()) if evidence else []
+        saying = crew.begin_move(_papers(said))
+        named, moved_again = (0, {}) if crew.end(is_there) else _put(image, blobs, images, crew)
+        moved_said = crew.end_move(saying)
+        attaching = crew.begin(attach, images, manifest, said, before)
+        sure = _seen(blobs, moved) if not moved_again and clock() - began_s < _FRESH_S else frozenset()
+        _read_back(image, images, crew, sure)
+        remembering = [crew.begin(remember, images, *each) for each in composed.known.items() if images.shared]
+        sent = named + crew.end(attaching)
+        crew.ended(remembering)
+        new = [tag for tag in tags if named or images.tagged(tag) != image.digest]
+        for tag in new:
+            tell.say(STAGE, f"tag {tag}")
+        crew.ended([crew.begin(images.tag, tag, image.manifest, MANIFEST) for tag in new])
+    sent += sum(size for each in (moved, moved_again, moved_said) for size in each.values())
     total = sum(blob.descriptor.size_bytes for blob in blobs) + manifest.size_bytes
     ref = ImageRef(repository=images.repository, digest=image.digest)
     tell.say(STAGE, f"{size(sent)} sent, {size(max(0, total - sent))} were there: {ref}")
@@ -129,47 +134,110 @@ def _document(title: str, descriptor: Descriptor, data: bytes) -> _Blob:
     return _Blob(part=DOCUMENTS, title=title, descriptor=descriptor, source=lambda: [data])
 
 
-def _send(blobs: Sequence[_Blob], images: Images, tell: Tell, *, anew: bool = False) -> int:
-    """Send what is lacking, several blobs at once; what goes wrong first ends the others and is raised."""
-    stop = threading.Event()
-    failures: list[BaseException] = []
+def _papers(attachments: Sequence[Attachment]) -> list[_Blob]:
+    """Return the blobs of what is to be attached."""
+    blobs = [_document(each.kind, each.blob, each.data) for each in attachments]
+    return [*blobs, _document("empty", described(EMPTY, EMPTY_TYPE), EMPTY)] if blobs else []
 
-    def send(blob: _Blob) -> int:
-        if stop.is_set():
-            return 0
-        try:
-            with tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance:
-                return images.add(
-                    blob.descriptor,
-                    partial(_begun, blob, tell),
-                    origins=blob.origins,
-                    advance=partial(_unless_stopped, stop, advance),
-                    anew=anew,
-                )
-        except BaseException as error:
-            failures.append(error)
-            stop.set()  # here, so that no thread begins another blob meanwhile
-            raise
 
-    with _several(images, stop) as pool:
-        done = as_completed([pool.submit(send, blob) for blob in blobs])
+def _put(image: Image, blobs: Sequence[_Blob], images: Images, crew: _Crew) -> tuple[int, dict[Digest, int]]:
+    """Store the manifest, and once again what the registry has lost of what it names; return the bytes sent."""
+    again: dict[Digest, int] = {}
+    try:
+        named = images.put(image.manifest, MANIFEST, anew=True)
+    except BlobsLost as lost:
+        crew.tell.warn(f"{lost.message}; sending it again")
+        again = crew.move([blob for blob in blobs if lost.concerns(blob.descriptor.digest)], anew=True)
+        named = images.put(image.manifest, MANIFEST, anew=True)
+    crew.tell.say(STAGE, f"manifest, {size(named)}")
+    return named, again
+
+
+def _seen(blobs: Sequence[_Blob], moved: Mapping[Digest, int]) -> frozenset[Digest]:
+    """Return what the registry had: neither sent nor mounted now."""
+    return frozenset(blob.descriptor.digest for blob in blobs if not (moved[blob.descriptor.digest] or blob.origins))
+
+
+def _read_back(image: Image, images: Images, crew: _Crew, sure: Collection[Digest]) -> None:
+    """Prove that all is there: the documents by their bytes, a layer by a look unless that was `sure` a moment ago."""
+    layers = [layer for layer in image.layers if layer.descriptor.digest not in sure]
+    reading = crew.begin(read_image, images, image.digest)
+    there = crew.ended([crew.begin(images.has, layer.descriptor) for layer in layers])
+    crew.end(reading)
+    for layer, is_there in zip(layers, there, strict=True):
+        if not is_there:
+            message = f"{layer.part} layer {layer.title!r} ({layer.descriptor.digest}) vanished while it was pushed"
+            raise ImageMissing(message, advice="run again: it is then sent anew")
+
+
+class _Crew:
+    """The threads of one push; what goes wrong first, or a signal, ends them all at once and is raised."""
+
+    def __init__(self, images: Images, tell: Tell) -> None:
+        self.tell = tell
+        self._images = images
+        self._pool = ThreadPoolExecutor(images.jobs, thread_name_prefix=STAGE)
+        self._stop = threading.Event()
+        self._failures: list[BaseException] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._stop.set()
+            self._images.abandon()
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, errand: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Let a thread do this."""
+
+        def run() -> _T:
+            if self._stop.is_set():
+                raise Interrupted(_STOPPED)
+            try:
+                return errand(*args, **kwargs)
+            except BaseException as error:
+                self._failures.append(error)
+                self._stop.set()  # here, so that no thread begins anything else meanwhile
+                raise
+
+        return self._pool.submit(run)
+
+    def ended(self, futures: Sequence[Future[_T]]) -> list[_T]:
+        """Return what came of these; what went wrong first, in whichever thread, is raised."""
         try:
-            return sum(future.result() for future in done)
+            for future in as_completed(futures):
+                future.result()
         except Interrupted as error:
-            raise (failures or [error])[0] from None
+            raise (self._failures or [error])[0] from None
+        return [future.result() for future in futures]
 
+    def end(self, future: Future[_T]) -> _T:
+        """Return what came of this."""
+        return self.ended([future])[0]
 
-@contextlib.contextmanager
-def _several(images: Images, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
-    """Give threads for one errand; what goes wrong in it, or a signal, ends them all at once."""
-    with ThreadPoolExecutor(images.jobs, thread_name_prefix=STAGE) as pool:
-        try:
-            yield pool
-        except BaseException:
-            stop.set()
-            images.abandon()
-            pool.shutdown(cancel_futures=True)
-            raise
+    def move(self, blobs: Sequence[_Blob], *, anew: bool = False) -> dict[Digest, int]:
+        """Send what is lacking, several blobs at once; return the bytes sent of each."""
+        return self.end_move(self.begin_move(blobs, anew=anew))
+
+    def begin_move(self, blobs: Sequence[_Blob], *, anew: bool = False) -> dict[Digest, Future[int]]:
+        """Begin to send what is lacking."""
+        return {blob.descriptor.digest: self.begin(self._moved, blob, anew=anew) for blob in blobs}
+
+    def end_move(self, moving: Mapping[Digest, Future[int]]) -> dict[Digest, int]:
+        """Wait until it has arrived."""
+        return dict(zip(moving, self.ended(list(moving.values())), strict=True))
+
+    def _moved(self, blob: _Blob, *, anew: bool) -> int:
+        with self.tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance:
+            return self._images.add(
+                blob.descriptor,
+                partial(_begun, blob, self.tell),
+                origins=blob.origins,
+                advance=partial(_unless_stopped, self._stop, advance),
+                anew=anew,
+            )
 
 
 def _begun(blob: _Blob, tell: Tell) -> Iterable[bytes]:
@@ -180,25 +248,5 @@ def _begun(blob: _Blob, tell: Tell) -> Iterable[bytes]:
 
 def _unless_stopped(stop: threading.Event, advance: Advance, count: int) -> None:
     if stop.is_set():
-        raise Interrupted("another layer failed, or a signal came")
+        raise Interrupted(_STOPPED)
     advance(count)
-
-
-def _attach(evidence: Evidence, image: Image, images: Images, tell: Tell, now_s: float) -> int:
-    """Attach what is not there, or was said too long ago; return the bytes sent."""
-    attachments = lacking(images, image, evidence, now_s=now_s)
-    if not attachments:
-        return 0
-    blobs = [_document(each.kind, each.blob, each.data) for each in attachments]
-    sent = _send([*blobs, _document("empty", described(EMPTY, EMPTY_TYPE), EMPTY)], images, tell)
-    return sent + attach(images, described(image.manifest, MANIFEST), attachments)
-
-
-def _read_back(image: Image, images: Images) -> None:
-    layers = read_image(images, image.digest).layers
-    with _several(images, threading.Event()) as pool:
-        there = list(pool.map(images.has, [layer.descriptor for layer in layers]))
-    for layer, is_there in zip(layers, there, strict=True):
-        if not is_there:
-            message = f"{layer.part} layer {layer.title!r} ({layer.descriptor.digest}) vanished while it was pushed"
-            raise ImageMissing(message, advice="run again: it is then sent anew")

@@ -17,7 +17,7 @@ from shipway.artifacts import Descriptor, Digest
 from shipway.errors import BaseRefused, ConfigError, RegistryUnreachable
 from shipway.oci.base import Ground, read_base
 from shipway.oci.compose import CONFIG, INDEX, MANIFEST, TAR, TAR_GZIP, Base
-from shipway.oci.images import Images
+from shipway.oci.images import Advance, Images, ignore
 from shipway.oci.layers import Known, recall, remember
 from shipway.oci.layout import Layout
 from shipway.oci.wheels import Target
@@ -46,14 +46,18 @@ class Registry(Layout):
         super().__init__(folder / name.replace("/", "_"))
         self.name = name
         self.streamed: list[Digest] = []
+        self.documents: list[Digest] = []
+
+    def read(self, digest: Digest) -> bytes:
+        self.documents.append(digest)
+        return super().read(digest)
 
     @property
     def repository(self) -> str:
         return self.name
 
     def pieces(self, blob: Descriptor) -> Iterator[bytes]:
-        if blob.media_type != CONFIG:
-            self.streamed.append(blob.digest)
+        (self.documents if blob.media_type == CONFIG else self.streamed).append(blob.digest)
         return super().pieces(blob)
 
 
@@ -104,6 +108,7 @@ def read(
     images: Images | None = None,
     target: Target = TARGET,
     known: Known | None = None,
+    advance: Advance = ignore,
 ) -> Ground:
     """Read a base; `places` are the repositories that answer."""
     answering: dict[str, Images] = {place.repository: place for place in places}
@@ -114,6 +119,7 @@ def read(
         known=known or Known(folder / "known"),
         images=images or Layout(folder / "images"),
         open_images=answering.__getitem__,
+        advance=advance,
     )
 
 
@@ -379,6 +385,39 @@ def test_tag_is_refused_when_nobody_knows_what_it_means(shelf: Shelf, python: Re
     with pytest.raises(ConfigError, match="may mean another") as caught:
         read("registry.example/python", shelf.folder, python)
     assert caught.value.next.startswith("write HOST/NAME@sha256:…")
+
+
+def test_documents_are_asked_for_once_when_the_base_is_in_a_registry(shelf: Shelf) -> None:
+    python = Registry(shelf.folder, "registry.example/python")
+    shelf.place = python
+    reference = f"registry.example/python@{shelf.manifest()['digest']}"
+    first = read(reference, shelf.folder, python)
+    python.documents.clear()
+
+    again = read(reference, shelf.folder, python)
+
+    assert (again.base, python.documents) == (first.base, [])
+
+
+def test_document_is_asked_for_again_when_what_was_kept_is_damaged(shelf: Shelf) -> None:
+    python = Registry(shelf.folder, "registry.example/python")
+    shelf.place = python
+    digest = Digest(shelf.manifest()["digest"])
+    first = read(f"registry.example/python@{digest}", shelf.folder, python)
+    (shelf.folder / "known" / digest.hex).write_bytes(b"{}")
+    python.documents.clear()
+
+    again = read(f"registry.example/python@{digest}", shelf.folder, python)
+
+    assert (again.base, python.documents) == (first.base, [digest])
+
+
+def test_reading_ends_when_advance_says_so(shelf: Shelf) -> None:
+    def stop(_count: int) -> None:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        read(f"layout:base@{shelf.manifest()['digest']}", shelf.folder, advance=stop)
 
 
 def test_registry_that_does_not_answer_is_no_refusal_of_the_base(shelf: Shelf) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from shipway.artifacts import Descriptor, Digest, Model, ModelFile, Snapshot
 from shipway.checkout import Checkout
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.console import Console
-from shipway.errors import DependenciesFailed, DirtyTree, ImageError
+from shipway.errors import BaseRefused, DependenciesFailed, DirtyTree, ImageError, ImageMissing
 from shipway.oci import compose
 from shipway.oci.compose import TAR, Composed
 from shipway.oci.layout import Layout
@@ -73,11 +74,13 @@ def _compose(
     tell: Console | None = None,
     allow_dirty: bool = False,
     model: Model | None = None,
+    base: Layout | None = None,
 ) -> Composed:
+    named = f"registry.example/base@{Digest.of(b'base')}" if base else "scratch"
     settings = Settings(
         project=ProjectSettings(name="x"),
         model=ModelSettings(name="net", store="store"),
-        image=ImageSettings(include=("app",)),
+        image=ImageSettings(include=("app",), base=named),
         service=ServiceSettings(command=("python",)),
     )
     return stage.compose(
@@ -88,7 +91,7 @@ def _compose(
         model_bytes=lambda model: [str(model.version).encode()],
         model_objects=lambda _: [],
         images=Layout(folder / "images"),
-        open_images=lambda name: Layout(folder / name),
+        open_images=lambda name: base or Layout(folder / name),
         cache=folder / "cache",
         environ={},
         proc=tools,
@@ -115,6 +118,43 @@ def test_neither_app_nor_uv_is_touched_when_the_tree_is_known(tmp_path: Path) ->
     assert tools.asked == ["ls-files", "ls-tree", "cat-file"]  # the last two for the lock
     app = first.image.layers[-1].descriptor.digest
     assert list(again.sources[app]()) == list(first.sources[app]())
+
+
+class _Slow(Layout):
+    """A base's repository that does not answer before uv was asked; what is abandoned ends with an error."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.answers, self.was_abandoned = threading.Event(), False
+
+    def read(self, digest: Digest) -> bytes:
+        assert self.answers.wait(30)
+        raise ImageMissing(f"{digest} is gone")
+
+    def abandon(self) -> None:
+        self.was_abandoned = True
+        self.answers.set()
+
+
+def test_uv_does_not_wait_for_the_base_when_both_are_needed(tmp_path: Path) -> None:
+    base = _Slow(tmp_path / "base")
+
+    class Installing(Tools):
+        def run(self, argv: Sequence[str | Path], **more: Any) -> Completed:
+            if "uv" in str(argv[0]):
+                base.answers.set()
+            return super().run(argv, **more)
+
+    with pytest.raises(BaseRefused, match="is gone"):
+        _compose(tmp_path, Installing(GOOD), base=base)
+
+
+def test_base_is_not_waited_for_when_uv_fails(tmp_path: Path) -> None:
+    base = _Slow(tmp_path / "base")
+
+    with pytest.raises(DependenciesFailed):
+        _compose(tmp_path, Tools({**GOOD, "app/requirements.txt": b"x"}), base=base)
+    assert base.was_abandoned
 
 
 def test_dirty_tree_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:

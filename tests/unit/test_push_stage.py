@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from shipway.oci.compose import TAR, Base, Composed, Source
 from shipway.oci.images import read_image
 from shipway.oci.layout import Layout
 from shipway.stages import push as stage
+from tests.fake_registry import FakeRegistry, repository
 
 
 def _composed(app: bytes, model: bytes = b"weights", wheel: bytes = b"wheel") -> Composed:
@@ -146,3 +149,39 @@ def test_push_fails_before_any_name_when_the_manifest_cannot_be_read_back(layout
     with pytest.raises(ImageCorrupt, match=composed.image.digest.hex):
         _push(composed, layout, "tested")
     assert layout.tags() == {}
+
+
+# -- what it costs at a registry ---------------------------------------------------------
+
+
+def _requests(composed: Composed, fake: FakeRegistry, *, seconds: float = 0.0) -> list[str]:
+    """Push to the registry while so much time passes between any two looks at the clock; return the requests."""
+    before, passing = len(fake.calls), itertools.count()
+    with closing(repository(fake)) as images:
+        stage.push(
+            composed,
+            images=images,
+            tags=["build"],
+            tell=Console(err=io.StringIO()),
+            clock=lambda: next(passing) * seconds,
+        )
+    return fake.calls[before:]
+
+
+def test_layers_that_were_there_are_looked_at_once_when_only_code_changed() -> None:
+    fake, changed = FakeRegistry(), _composed(b"other app")
+    _requests(_composed(b"app"), fake)
+
+    calls = _requests(changed, fake)
+
+    looked = [call for call in calls if call.startswith("HEAD") and "/blobs/" in call]
+    assert (len(calls), len(looked)) == (14, 5)  # wheel, model, app, configuration, and the app when it was sent
+
+
+def test_layers_are_looked_at_again_when_the_push_took_long() -> None:
+    fake = FakeRegistry()
+    _requests(_composed(b"app"), fake)
+
+    calls = _requests(_composed(b"other app"), fake, seconds=60)
+
+    assert len([call for call in calls if call.startswith("HEAD") and "/blobs/" in call]) == 7
