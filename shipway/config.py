@@ -179,6 +179,10 @@ class LoadCheckSettings(_Table):
     """`[loadcheck]`: the load, and the figures that a version must meet."""
 
     locustfile: str = Field("loadtests/locustfile.py", description="The Locust users.")
+    requirements: str = Field(
+        "loadtests/requirements.txt",
+        description="Hash-locked requirements of a load generator in the cluster: Locust, and what the users import.",
+    )
     users: Annotated[int, Field(ge=1, le=10_000)] = Field(4, description="Simulated users at once.")
     rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Requests per second in all; unset is as fast as answers come."

@@ -87,6 +87,16 @@ def adopt(built: Base, *, model: Model, settings: Settings, snapshot: Snapshot) 
     return _finish(config, {**_PATH, **_PYTHON, **built.environment, **environment}, layers, model_ref(model))
 
 
+def generator(base: Base, *, layers: Sequence[Layer], settings: Settings, snapshot: Snapshot) -> Image:
+    """Return a load generator's image: no version of the service; whoever starts it says how."""
+    config, _ = _begun(base, settings, snapshot)
+    run = config["config"]
+    run |= {"Cmd": [], "ExposedPorts": {}}
+    run["Labels"][f"{_OCI}title"] += "-loadtest"
+    del run["Labels"][f"{_OURS}service"]
+    return _sealed(config, {**_PATH, **base.environment, **_PYTHON}, (*base.layers, *layers))
+
+
 def _begun(base: Base, settings: Settings, snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what of the configuration and the environment the settings and the commit decide."""
     service = settings.service
@@ -134,24 +144,29 @@ def with_model(image: Image, model: ModelRef, layer: Layer) -> Image:
 
 def _finish(config: dict[str, Any], env: dict[str, str], layers: Sequence[Layer], model: ModelRef) -> Image:
     """Complete a configuration with what depends on the model and on the layers."""
-    if len(layers) > MAX_LAYERS:
-        message = f"the image would have {len(layers)} layers, and no runtime mounts more than {MAX_LAYERS}"
-        raise BaseRefused(message)
+    config["config"]["Labels"] |= {
+        f"{_OURS}model.name": model.name,
+        f"{_OURS}model.version": str(model.version),
+        f"{_OURS}model.digest": model.digest,
+    }
     env |= {
         "MODEL_DIR": f"/srv/models/{model.digest.hex}",
         "MODEL_NAME": model.name,
         "MODEL_VERSION": str(model.version),
         "MODEL_DIGEST": model.digest,
     }
+    return _sealed(config, env, layers)
+
+
+def _sealed(config: dict[str, Any], env: dict[str, str], layers: Sequence[Layer]) -> Image:
+    """Complete a configuration with its layers and the build id."""
+    if len(layers) > MAX_LAYERS:
+        message = f"the image would have {len(layers)} layers, and no runtime mounts more than {MAX_LAYERS}"
+        raise BaseRefused(message)
     run = config["config"]
     build = _build_id(config, env, layers)
     run["Env"] = [f"{name}={value}" for name, value in sorted({**env, "SHIPWAY_BUILD": build}.items())]
-    run["Labels"] |= {
-        f"{_OURS}build": build,
-        f"{_OURS}model.name": model.name,
-        f"{_OURS}model.version": str(model.version),
-        f"{_OURS}model.digest": model.digest,
-    }
+    run["Labels"][f"{_OURS}build"] = build
     config["rootfs"] = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
     config["history"] += [
         {"created": config["created"], "created_by": f"shipway: {layer.part}, {layer.title}"}

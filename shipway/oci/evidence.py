@@ -19,7 +19,7 @@ from typing import Any
 
 from shipway import __version__
 from shipway.artifacts import Digest, Image, Model, Snapshot, SuiteRun
-from shipway.config import ImageSettings
+from shipway.config import ImageSettings, LoadCheckSettings
 from shipway.errors import ImageCorrupt, ImageMissing
 from shipway.oci import compose, lockfile, sbom
 from shipway.oci.compose import MANIFEST, canonical
@@ -91,6 +91,19 @@ def of_composed(
             _material(settings.requirements, Digest.of(lock)),
             _material(f"model {model.name} {model.version}", model.digest),
             *([_material("base", base)] if base else []),
+        ],
+    )
+
+
+def of_generator(*, lock: bytes, settings: LoadCheckSettings, snapshot: Snapshot, maker: Maker) -> Evidence:
+    """Return the evidence of a load generator's image: who made it when, of which commit and lock."""
+    return Evidence(
+        maker=maker,
+        bill=None,
+        parameters={"commit": snapshot.commit, "dirty": snapshot.dirty, "locustfile": settings.locustfile},
+        materials=[
+            {"name": "source", "digest": {"gitCommit": snapshot.commit, "gitTree": snapshot.tree}},
+            _material(settings.requirements, Digest.of(lock)),
         ],
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from shipway.artifacts import Descriptor, Digest, Layer
+from shipway.artifacts import Descriptor, Digest, Layer, Part
 from shipway.checkout import Checkout, TreeFile
 from shipway.errors import ImageError, ImageMissing
 from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, blob_entry, canonical, layer_entry, read_layer
@@ -82,15 +82,20 @@ def app(checkout: Checkout, tree: str, include: Sequence[str], known: Known) -> 
     key = fingerprint("app", tree, *include, installed_version("deflate"))
     if (layers := known.load(key)) is not None:
         return layers[0], lambda: [_compress(_app_archive(checkout, tree, include))]
-    plain = _app_archive(checkout, tree, include)
+    layer, source = packed("app", ", ".join(include), _app_archive(checkout, tree, include))
+    known.save(key, [layer])
+    return layer, source
+
+
+def packed(part: Part, title: str, plain: bytes) -> tuple[Layer, Source]:
+    """Return the compressed layer that holds this tar."""
     stored = _compress(plain)
     layer = Layer(
-        part="app",
-        title=", ".join(include),
+        part=part,
+        title=title,
         descriptor=Descriptor(media_type=TAR_GZIP, digest=Digest.of(stored), size_bytes=len(stored)),
         diff_id=Digest.of(plain),
     )
-    known.save(key, [layer])
     return layer, lambda: [stored]
 
 

@@ -4,7 +4,8 @@ Owns the question which image may go. One stays when an environment runs it or m
 to it, when any tag but its own build id names it, when it is among the last that were
 pushed, when it was pushed within two hours, and when nobody knows when that was, as only its
 provenance says. What shipway did not make is never touched. A memory of layers, or a base,
-stays as long as an image that stays has all of their layers.
+stays as long as an image that stays has all of their layers. A load generator goes two hours
+after it was pushed last: a test that still runs has pulled it, and the next makes it anew.
 
 Deletes what names others first, so that a run that is killed leaves nothing that the next
 one does not find: an image, what was attached to it, the name under which that was found.
@@ -31,11 +32,11 @@ from shipway.oci.images import Images, document, read_image
 from shipway.oci.referrers import attached, name_for, subject_of
 
 GRACE_S = 7200.0
-_SPARE_NAME = re.compile(r"(layers|base)-[0-9a-f]{16,64}")
+_SPARE_NAME = re.compile(r"(layers|base|loadtest)-[0-9a-f]{16,64}")
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-Kind = Literal["image", "layers", "base", "attachments", "foreign"]
+Kind = Literal["image", "layers", "base", "generator", "attachments", "foreign"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +112,19 @@ def _look(images: Images, digest: Digest, names: frozenset[str]) -> Stored | Non
         return replace(found, kind="layers")
     if begins == {"base"}:
         return replace(found, kind="base", pushed_s=_built_s(images, data))
+    if begins == {"loadtest"}:
+        return _dated(replace(found, kind="generator"), images)
     try:
-        found = replace(found, kind="image", image=read_image(images, digest))
+        return _dated(replace(found, kind="image", image=read_image(images, digest)), images)
     except ImageCorrupt:
         return found
-    with suppress(ImageCorrupt):  # then nothing says when it was pushed
-        return replace(found, pushed_s=evidence.pushed_s(images, digest))
-    return found
+
+
+def _dated(each: Stored, images: Images) -> Stored:
+    """Add when it was pushed, where a statement says so."""
+    with suppress(ImageCorrupt):
+        return replace(each, pushed_s=evidence.pushed_s(images, each.digest))
+    return each
 
 
 def _weighed(each: Stored, data: bytes) -> Stored:
@@ -153,10 +160,14 @@ def _judge(found: Sequence[Stored], in_use: Mapping[Digest, str], newest: int, n
     must = {**dict.fromkeys(last, f"one of the {newest} that were pushed last"), **in_use}
     going: list[Stored] = []
     staying: list[Stored] = []
-    for each in sorted(found, key=lambda each: each.image is None):  # the images first: layers stay on their account
+    for each in sorted(found, key=lambda each: not _has_layers(each)):  # these first: layers stay on their account
         why = _why_it_stays(each, must, staying, now_s)
         (staying if why else going).append(replace(each, why=why or _why_it_goes(each)))
     return Verdict(going=tuple(going), staying=tuple(staying))
+
+
+def _has_layers(each: Stored) -> bool:
+    return each.kind in {"image", "generator"}
 
 
 def _why_it_stays(
@@ -168,8 +179,10 @@ def _why_it_stays(
         return None
     if each.image:
         return must.get(each.digest) or _why_named(each.image, each.names) or _why_young(each, now_s)
+    if each.kind == "generator":
+        return _why_young(each, now_s)
     for kept in staying:
-        if kept.image and each.layers <= kept.layers:
+        if _has_layers(kept) and each.layers <= kept.layers:
             return f"{kept.digest.short} is made of it"
     return _why_young(each, now_s) if each.kind == "base" else None
 
@@ -189,8 +202,8 @@ def _why_young(each: Stored, now_s: float | None) -> str | None:
 
 
 def _why_it_goes(each: Stored) -> str:
-    if each.kind == "attachments":
-        return "its image is gone"
+    if each.kind in {"attachments", "generator"}:
+        return "its image is gone" if each.kind == "attachments" else "no load test began with it lately"
     return "nothing runs it or goes back to it" if each.image else "no image that stays is made of it"
 
 
@@ -219,7 +232,7 @@ def carry_out(
             continue
         tell.say("prune", f"deleting {told(each)}")
         images.delete(each.digest)
-        if each.kind in {"image", "attachments"}:
+        if each.kind in {"image", "generator", "attachments"}:
             _delete_attachments(images, each.digest)
         going.append(each)
     return Verdict(going=tuple(going), staying=tuple(staying))
@@ -236,7 +249,7 @@ def _why_after_all(
 ) -> str | None:
     """Look again right before a deletion: a tag may have come, or another push."""
     if each.image is None:
-        return _why_it_stays(each, {}, staying, now_s)
+        return _why_it_stays(_dated(each, images) if each.kind == "generator" else each, {}, staying, now_s)
     builds = {name for one in (*verdict.going, *verdict.staying) if one.image for name in one.names & {one.image.build}}
     others = (name for name in images.names() if is_image_name(name) and name not in builds)
     names = {name for name in others if images.tagged(name) == each.digest}

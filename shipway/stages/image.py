@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from shipway.artifacts import Image, Model, Snapshot
 from shipway.checkout import Checkout
 from shipway.config import Settings
 from shipway.console import Tell, size
-from shipway.errors import DirtyTree, ImageError, Interrupted
+from shipway.errors import DirtyTree, ImageError, Interrupted, NotConfigured
 from shipway.oci import compose as parts
 from shipway.oci import docker, dockerfile
+from shipway.oci import generator as load_generator
 from shipway.oci.base import OpenImages, read_base
 from shipway.oci.compose import Composed
 from shipway.oci.images import Images
@@ -57,9 +58,8 @@ def compose(
     Raises `DirtyTree` unless `allow_dirty`, `BaseRefused`, `DependenciesFailed`, `ImageError`;
     where a Dockerfile is to be built, `DockerMissing` and what `images` raises.
     """
-    if snapshot.dirty and not allow_dirty:
-        raise DirtyTree("tracked files are changed, so nobody could make this image again")
-    _warn_of_untracked(settings, checkout, tell)
+    _require_clean(snapshot, allow_dirty=allow_dirty)
+    _warn_of_untracked(settings.image.include, checkout, tell)
     sweep(cache)
     known, target = Known(cache / "layers", partial(recall, images)), Target.of(settings.image)
     places = _Places(images, open_images)
@@ -73,7 +73,7 @@ def compose(
         advance=places.unless_left,
     )
     build = partial(docker.built, connect=partial(docker.daemon, environ), images=images, cache=cache, tell=tell)
-    lock = _lock(settings, checkout, snapshot)
+    lock = _lock(settings.image.requirements, checkout, snapshot, "[image] requirements")
     if settings.image.builder == "docker":
         recipe = dockerfile.whole(
             checkout, snapshot.tree, target, settings.image.build_args, model=model, objects=model_objects
@@ -106,6 +106,62 @@ def compose(
             **{layer.descriptor.digest: dependencies.source(layer) for layer in dependencies.layers()},
             model.layer.digest: partial(model_bytes, model),
             app_layer.descriptor.digest: app_source,
+        },
+        origins=ground.origins,
+        known={**ground.known, dependencies.key: dependencies.layers()},
+        lock=lock,
+    )
+
+
+def generator(
+    settings: Settings,
+    *,
+    checkout: Checkout,
+    snapshot: Snapshot,
+    meter: Path,
+    model: Path,
+    images: Images,
+    open_images: OpenImages,
+    cache: Path,
+    environ: Mapping[str, str],
+    proc: Run,
+    tell: Tell,
+    allow_dirty: bool,
+) -> Composed:
+    """Compose the load generator's image: the base, its own lock, the users, our meter and a model's exchanges.
+
+    Raises `NotConfigured` where the environment's images stand on nothing, and as `compose` does.
+    """
+    _require_clean(snapshot, allow_dirty=allow_dirty)
+    if settings.image.base == "scratch":
+        raise NotConfigured(
+            "[image] base is scratch, so a load generator in the cluster would have no Python",
+            advice="name a base with Python in [image] base (docs/registries.md), or leave --in-cluster out",
+        )
+    users = PurePosixPath(settings.loadcheck.locustfile)
+    folder = str(users if users.parent == PurePosixPath() else users.parent)
+    _warn_of_untracked([folder], checkout, tell)
+    sweep(cache)
+    known, target = Known(cache / "layers", partial(recall, images)), Target.of(settings.image)
+    base = settings.image.base
+    if base == dockerfile.NAME:
+        recipe = dockerfile.base(checkout, snapshot.tree, target, settings.image.build_args)
+        connect = partial(docker.daemon, environ)
+        base = str(docker.built(recipe, connect=connect, images=images, cache=cache, tell=tell))
+    ground = read_base(base, target, root=checkout.root, known=known, images=images, open_images=open_images)
+    lock = _lock(settings.loadcheck.requirements, checkout, snapshot, "[loadcheck] requirements")
+    dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
+    app_layer, app_source = app(checkout, snapshot.tree, [folder], known)
+    tool_layer, tool_source = load_generator.tools(meter, model)
+    layers = (*dependencies.layers(), app_layer, tool_layer)
+    image = parts.generator(ground.base, layers=layers, settings=settings, snapshot=snapshot)
+    return Composed(
+        image=image,
+        sources={
+            **ground.sources,
+            **{layer.descriptor.digest: dependencies.source(layer) for layer in dependencies.layers()},
+            app_layer.descriptor.digest: app_source,
+            tool_layer.descriptor.digest: tool_source,
         },
         origins=ground.origins,
         known={**ground.known, dependencies.key: dependencies.layers()},
@@ -161,17 +217,21 @@ def _meanwhile(work: Callable[[], _T], places: _Places) -> Iterator[Callable[[],
             raise
 
 
-def _warn_of_untracked(settings: Settings, checkout: Checkout, tell: Tell) -> None:
-    if names := checkout.untracked(settings.image.include):
+def _require_clean(snapshot: Snapshot, *, allow_dirty: bool) -> None:
+    if snapshot.dirty and not allow_dirty:
+        raise DirtyTree("tracked files are changed, so nobody could make this image again")
+
+
+def _warn_of_untracked(folders: Sequence[str], checkout: Checkout, tell: Tell) -> None:
+    if names := checkout.untracked(folders):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         tell.warn(f"{names[0]}{more} not in the image: git does not track it")
 
 
-def _lock(settings: Settings, checkout: Checkout, snapshot: Snapshot) -> bytes:
-    name = settings.image.requirements
+def _lock(name: str, checkout: Checkout, snapshot: Snapshot, setting: str) -> bytes:
     for _, data in checkout.read(file for file in checkout.files(snapshot.tree, name) if file.path == name):
         return data
-    raise ImageError(f"git has no file {name}, which [image] requirements names", advice=f"git add {name}; git commit")
+    raise ImageError(f"git has no file {name}, which {setting} names", advice=f"git add {name}; git commit")
 
 
 def _summary(image: Image) -> str:
