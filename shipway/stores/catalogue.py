@@ -6,7 +6,7 @@ Owns the layout of a store (docs/design.md) and the order of writes that makes i
     <name>/signatures/<n>/<manifest>-<key>.json   who vouches for it: before the manifest, create-only
     <name>/versions/<n>.json      manifest: written last, create-only
     <name>/aliases/<alias>.json   moved by compare-and-swap
-    <name>/log/<n>.json           who moved which alias, when, why: create-only
+    <name>/log/<alias>-<turn>.json   who moved the alias, when, why: create-only, before the next one moves it
 
 A signature bears the hash of the manifest that it is about, so it can be there first: no
 reader meets a version that is yet to be signed. Knows nothing of where the store is. A reader
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
 import math
 import re
@@ -52,6 +53,7 @@ from shipway.stores.signing import Keys, PublicKey
 from shipway.tarball import Entry
 
 LATEST = "latest"
+_NEIGHBOURS = 64  # publishers at once
 _CARD = "card.md"
 _PREPROCESSING = "preprocessing.json"
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -171,12 +173,13 @@ class Catalogue:
         so that only the versions that appear meanwhile are read.
         """
         name = draft.name
-        newest = max(self._numbers(name), default=0)
+        newest = self._some_version(name)
         for number in [] if is_new else range(newest, 0, -1):
             if known := self._known_already(draft, number):
                 return Published(version=known, created=False)
+        tries = 0
         while True:
-            newest += 1
+            tries, newest = tries + 1, newest + 1
             version = draft.model_copy(update={"version": newest})
             data = manifest.encoded(version)
             signature = self._sign(data, version)
@@ -186,6 +189,18 @@ class Catalogue:
                 self._store.delete(signature)
             if known := self._known_already(draft, newest):
                 return Published(version=known, created=False)
+            if tries == _NEIGHBOURS:  # they are no publishers of this moment: `latest` was left far behind
+                newest = max(self._numbers(name), default=newest)
+
+    def _some_version(self, name: str) -> int:
+        """Return the newest number, or one a little older, without listing thousands of versions.
+
+        `latest` follows what is published, unless a person moved it back.
+        """
+        current = self._alias(name, LATEST)
+        if current and current[1].version > (current[1].previous or 0):
+            return current[1].version
+        return max(self._numbers(name), default=0)
 
     def _known_already(self, draft: ModelVersion, number: int) -> ModelVersion | None:
         """Return a version if it has this content, signed too; one that cannot be read has other content."""
@@ -416,26 +431,46 @@ class Catalogue:
 
     def history(self, name: str) -> tuple[Move, ...]:
         """Return every move of an alias, oldest first."""
-        keys = (f"{_name(name)}/log/{number}.json" for number in sorted(self._numbers(name, "log")))
-        moves = [manifest.parse_move(stored.data, where=key) for key in keys if (stored := self._store.read(key))]
+        folder = f"{_name(name)}/log"
+        keys = [f"{folder}/{child}" for child in self._store.children(folder) if child.endswith(".json")]
+        stored = transfer.in_order(keys, self._store.read, threads=transfer.THREADS, ahead=len(keys) + 1)
+        moves = [manifest.parse_move(entry.data, where=key) for key, entry in zip(keys, stored, strict=True) if entry]
         current = (self._alias(name, alias) for alias in self.aliases(name))
-        # a promoter that was killed between its two writes has moved the alias, and told it there alone
+        # the last promoter may not have come to its second write yet, or never
         moves += [found[1] for found in current if found and found[1] not in moves]
-        return tuple(sorted(moves, key=lambda move: move.when))
+        return _ordered(moves)
 
     def _move(
         self, name: str, alias: str, current: tuple[Stored, Move] | None, version: int, *, who: str, why: str
     ) -> Move | None:
-        previous = current[1].version if current else None
-        move = Move(alias=alias, previous=previous, version=version, who=who, when=self._now(), why=why)
+        """Move an alias, if it is still where `current` says; the log has every move but the last before that."""
+        before = current[1] if current else None
+        if current and before and before.turn:
+            self._log(name, before, current[0].data)  # whoever made that move may have been killed after it
+        move = Move(
+            alias=alias,
+            turn=(before.turn or 0) + 1 if before else 1,
+            previous=before.version if before else None,
+            version=version,
+            who=who,
+            when=self._now(),
+            why=why,
+        )
         key, data = f"{name}/aliases/{alias}.json", manifest.encoded(move)
         moved = self._store.replace(key, data, etag=current[0].etag) if current else self._store.create(key, data)
         if not moved:
             return None
-        number = max(self._numbers(name, "log"), default=0) + 1
-        while not self._store.create(f"{name}/log/{number}.json", data):
-            number += 1
+        self._log(name, move, data)
         return move
+
+    def _log(self, name: str, move: Move, data: bytes) -> None:
+        """Write a move down, if it is not there yet; where an alias keeps no turns, under the next free one."""
+        turn = move.turn or 1
+        while not self._store.create(key := f"{name}/log/{move.alias}-{turn}.json", data):
+            stored = self._store.read(key)
+            if stored and stored.data == data:
+                return
+            turn += 1
 
     def _alias(self, name: str, alias: str) -> tuple[Stored, Move] | None:
         key = f"{name}/aliases/{alias}.json"
@@ -536,6 +571,16 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelRefused(f"{path} is refused: it is no JSON object")
     return value
+
+
+def _ordered(moves: Iterable[Move]) -> tuple[Move, ...]:
+    """Return moves by their time, and those of one alias by their turn: several machines' clocks may disagree."""
+    by_alias: dict[str, list[Move]] = {}
+    for move in moves:
+        by_alias.setdefault(move.alias, []).append(move)
+    for each in by_alias.values():
+        each.sort(key=lambda move: (move.turn or 0, move.when))
+    return tuple(heapq.merge(*by_alias.values(), key=lambda move: move.when))
 
 
 def _moved(alias: str, current: tuple[Stored, Move] | None, how: str) -> AliasMoved:

@@ -135,9 +135,13 @@ class ModelVersion(_Part):
 
 
 class Move(_Part):
-    """One move of an alias: from what to what, by whom, when, why."""
+    """One move of an alias: from what to what, by whom, when, why.
+
+    `turn` counts the moves of one alias from 1; those of older releases have none.
+    """
 
     alias: Name
+    turn: Number | None = None
     previous: Number | None
     version: Number
     who: str

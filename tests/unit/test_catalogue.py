@@ -226,8 +226,28 @@ def test_resolve_lists_nothing_when_there_are_ten_thousand_versions(store: Memor
 
     assert model.version == 1
     assert dict(counted.calls) == {"read": 2, "find": len(model.files)}
-    assert publish(catalogue, tmp_path, weight=2) == (10_001, True)
+    assert publish(catalogue, tmp_path, weight=2) == (10_001, True)  # though `latest` was left far behind
     assert time.monotonic() - began < 2
+
+
+def test_publish_lists_nothing_when_latest_is_the_newest(store: MemoryStore, tmp_path: Path) -> None:
+    counted = Wrapped(store)
+    catalogue = Catalogue(counted, run=Child())
+    publish(catalogue, tmp_path)
+    counted.calls.clear()
+
+    assert publish(catalogue, tmp_path, weight=2) == (2, True)
+
+    assert counted.calls["children"] == 0
+
+
+def test_publish_takes_the_next_number_when_latest_was_moved_back(catalogue: Catalogue, tmp_path: Path) -> None:
+    for weight in (1, 2, 3):
+        publish(catalogue, tmp_path, weight=weight)
+    catalogue.promote("adds", 1, "latest", who="ada", why="3 is bad")
+
+    assert publish(catalogue, tmp_path, weight=4) == (4, True)
+    assert catalogue.aliases("adds") == {"latest": 4}
 
 
 def test_show_sees_nothing_when_there_are_files_without_a_manifest(
@@ -499,6 +519,54 @@ def test_history_tells_a_move_when_its_promoter_was_killed_before_the_log(
     publish(catalogue, tmp_path)
     catalogue.promote("adds", 1, "production", who="ada", why="good")
     before = catalogue.history("adds")
-    del store.objects["adds/log/2.json"]
+    del store.objects["adds/log/production-1.json"]
 
     assert catalogue.history("adds") == before
+
+
+def test_history_keeps_a_move_when_its_promoter_was_killed_and_the_alias_moved_on(
+    catalogue: Catalogue, store: MemoryStore, tmp_path: Path
+) -> None:
+    publish(catalogue, tmp_path)
+    publish(catalogue, tmp_path, weight=2)
+    catalogue.promote("adds", 1, "production", who="ada", why="good")
+    del store.objects["adds/log/production-1.json"]
+
+    catalogue.promote("adds", 2, "production", who="bob", why="better")
+
+    moves = [move for move in catalogue.history("adds") if move.alias == "production"]
+    assert [(move.turn, move.who, move.previous, move.version) for move in moves] == [
+        (1, "ada", None, 1),
+        (2, "bob", 1, 2),
+    ]
+
+
+def test_history_is_in_the_order_of_moves_when_clocks_disagree(store: MemoryStore, tmp_path: Path) -> None:
+    ahead = Catalogue(store, run=Child(), now=lambda: NOON + timedelta(hours=1))
+    behind = Catalogue(store, run=Child(), now=lambda: NOON)
+    publish(ahead, tmp_path)
+    publish(behind, tmp_path, weight=2)
+
+    assert [move.version for move in ahead.history("adds")] == [1, 2]
+
+
+def test_history_tells_the_moves_of_older_releases_too(
+    catalogue: Catalogue, store: MemoryStore, tmp_path: Path
+) -> None:
+    publish(catalogue, tmp_path)
+    move = json.loads(store.objects.pop("adds/log/latest-1.json"))
+    del move["turn"]
+    store.objects["adds/log/1.json"] = store.objects["adds/aliases/latest.json"] = json.dumps(move).encode()
+
+    publish(catalogue, tmp_path, weight=2)
+
+    assert [(move.turn, move.version) for move in catalogue.history("adds")] == [(None, 1), (1, 2)]
+
+
+def test_log_has_each_move_once_when_the_next_one_follows(
+    catalogue: Catalogue, store: MemoryStore, tmp_path: Path
+) -> None:
+    publish(catalogue, tmp_path)
+    publish(catalogue, tmp_path, weight=2)  # which writes the first move down once more, or would
+
+    assert sorted(store.children("adds/log")) == ["latest-1.json", "latest-2.json"]
