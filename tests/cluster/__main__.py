@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from tests.cluster import cluster
+from tests.cluster import keeper
+from tests.cluster.cluster import Cluster
 
 
 def main() -> int:
@@ -21,37 +22,37 @@ def main() -> int:
     asked = parser.parse_args()
     try:
         return {"up": _up, "down": _down, "status": _status}[asked.command](asked.name)
-    except (cluster.ClusterError, pytest.skip.Exception) as error:
+    except (keeper.ClusterError, pytest.skip.Exception) as error:
         _tell(str(error))
         return 1
 
 
 def _up(name: str) -> int:
-    _show(cluster.up(name))
+    _show(keeper.up(name))
     return 0
 
 
 def _down(name: str) -> int:
-    _tell("gone" if cluster.down(name) else f"there is no cluster {name!r}")
+    _tell("gone" if keeper.down(name) else f"there is no cluster {name!r}")
     return 0
 
 
 def _status(name: str) -> int:
-    found = cluster.find(name)
+    found = keeper.find(name)
     if not found:
-        _tell(f"there is no cluster {name!r}; of others there is something: {', '.join(cluster.names()) or 'nothing'}")
+        _tell(f"there is no cluster {name!r}; of others there is something: {', '.join(keeper.names()) or 'nothing'}")
         return 1
     _show(found)
     _tell(found.kubectl("get", "nodes,services,pods", "-A", "-o", "wide"))
     return 0
 
 
-def _show(found: cluster.Cluster) -> None:
+def _show(found: Cluster) -> None:
     print(found.kubeconfig)  # noqa: T201 - the result
     for name, value in found.environ.items():
         _tell(f"export {name}={value}")
-    _tell(f"# context {found.context}, registry {found.registry} (TLS, a login), load balancer {found.plan.balancer}")
-    _tell(f"# base with Python {cluster.PYTHON}: {found.base}")
+    _tell(f"# context {found.context}, registry {found.registry} (TLS, a login), public names below {found.zone}")
+    _tell(f"# base with Python {keeper.PYTHON}: {found.base}")
 
 
 def _tell(text: str) -> None:

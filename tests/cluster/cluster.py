@@ -1,472 +1,184 @@
-"""A real Kubernetes of two nodes on this machine: up in seconds, and gone without a trace.
+"""A cluster as tests use it: our own, or anybody's disposable one that `--kube-context` names.
 
-`up` starts a keeper, a process that holds the cluster's lock, writes what the cluster needs
-into one folder, and starts its first process. That one dies with the keeper, by the kernel's
-hand, and with it all processes, mounts and networks; what then is left (cgroups, lines in the
-hosts file, the folder) the keeper removes, or the next `up` or `down` where it was killed.
-Several clusters stand beside one another under different names.
+Only our own has plugs to pull; a test that wants that is skipped on another's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shipway.artifacts import Descriptor, Digest
-from shipway.config import PushSettings
-from shipway.console import Console
-from shipway.oci.compose import CONFIG, MANIFEST, TAR, blob_entry, canonical
-from shipway.oci.images import Images, described
-from shipway.oci.registry import open_repository
-from shipway.oci.staging import locked
-from shipway.proc import Proc
-from shipway.tarball import Entry, collect
-from tests.cluster import cloud
-from tests.cluster.api import Api
-from tests.cluster.plan import NODES, SLOTS, USERS, Plan, document
-from tests.cluster.programs import Programs, programs
-from tests.docker import machine
-from tests.docker.authority import Authority
-from tests.docker.registries import HTPASSWD, PASSWORD, USER, configured, known
-from tests.docker.tools import PLACE
+import pytest
 
-HOME = PLACE / "clusters"
-ROOT = Path(__file__).parents[2]
-PYTHON = "3.13"
-_CGROUPS = Path("/sys/fs/cgroup")
-_READY_S, _DOWN_S = 120.0, 60.0
+from tests.cluster.inside import Order, ask
+from tests.cluster.plan import NODES, Plan
 
-
-class ClusterError(Exception):
-    """The cluster is not as it should be; the message says what to do."""
+_WAIT_S = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A cluster that answers, and what a process needs to use it."""
+    """A cluster that answers.
 
-    plan: Plan
+    `registry` is what stands before an image's name: this machine pushes there, and the nodes
+    pull from there. `base` is an image there with Python 3.13, by digest. `environ` is what a
+    process needs besides its own environment: the logins, whom to trust, and kubectl. Below
+    `zone` are the names that Azure's annotation for DNS labels gives.
+    """
+
+    context: str
+    registry: str
     base: str
+    zone: str
+    environ: Mapping[str, str]
+    plan: Plan | None = None
 
     @property
     def kubeconfig(self) -> Path:
-        return self.plan.kubeconfig
+        """The administrator's; all that it names belongs to the tests."""
+        return Path(self.environ["KUBECONFIG"])
 
-    @property
-    def context(self) -> str:
-        return self.plan.context
-
-    @property
-    def registry(self) -> str:
-        """Its address: TLS by the cluster's own authority, and a login, which is in `environ`."""
-        return self.plan.registry
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """What a process needs besides its own environment: the API server's and the registry's logins, kubectl."""
-        return {
-            "KUBECONFIG": str(self.kubeconfig),
-            "DOCKER_CONFIG": str(self.plan.folder / "docker"),
-            "SSL_CERT_FILE": str(self.plan.folder / "trusted.pem"),
-            "PATH": os.pathsep.join([str(self.plan.kubernetes), os.environ["PATH"]]),
-        }
-
-    def kubectl(self, *words: str, stdin: str | None = None, fails: bool = False) -> str:
+    def kubectl(self, *words: str, stdin: str | None = None) -> str:
         """Run kubectl and return its stdout."""
-        argv = [str(self.plan.kubernetes / "kubectl"), f"--kubeconfig={self.kubeconfig}", f"--context={self.context}"]
-        done = subprocess.run([*argv, *words], input=stdin, capture_output=True, text=True, check=False)
-        assert fails or done.returncode == 0, f"kubectl {' '.join(words)}\n{done.stdout}{done.stderr}"
+        done = self.tried(*words, stdin=stdin)
+        assert done.returncode == 0, f"kubectl {' '.join(words)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    def tried(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run kubectl, which may fail."""
+        return subprocess.run(
+            self.argv(*words),
+            env={**os.environ, **self.environ},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=2 * _WAIT_S,
+        )
+
+    def argv(self, *words: str) -> list[str]:
+        """Return the command line of kubectl for this cluster."""
+        program = shutil.which("kubectl", path=self.environ.get("PATH"))
+        return [program or "kubectl", f"--context={self.context}", *words]
+
+    def get(self, *words: str) -> Any:
+        """Return what `kubectl get` finds."""
+        return json.loads(self.kubectl("get", *words, "-o", "json"))
+
+    def apply(self, *values: Mapping[str, Any], namespace: str) -> None:
+        """Create these objects, or change them."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(values)}
+        self.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(listed))
+
+    def await_(self, what: str, condition: str, *, namespace: str = "default", timeout_s: float = _WAIT_S) -> None:
+        """Wait for a condition of `kubectl wait`, such as `condition=Ready`."""
+        self.kubectl("wait", what, f"--for={condition}", "-n", namespace, f"--timeout={timeout_s:.0f}s")
+
+    def nodes(self) -> dict[str, bool]:
+        """Return the nodes, and whether each is ready."""
+        return {
+            node["metadata"]["name"]: any(
+                each["type"] == "Ready" and each["status"] == "True" for each in node["status"]["conditions"]
+            )
+            for node in self.get("nodes")["items"]
+        }
+
+    def address(self, service: str, *, namespace: str) -> str:
+        """Return a Service's address in front of the load balancer, once it has one."""
+        self.await_(f"service/{service}", "jsonpath={.status.loadBalancer.ingress}", namespace=namespace)
+        (given,) = self.get("service", service, "-n", namespace)["status"]["loadBalancer"]["ingress"]
+        return str(given.get("ip") or given["hostname"])
+
     def public_name(self, label: str) -> str:
-        """Return the name of a service with Azure's annotation for a DNS label."""
-        return f"{label}.{self.plan.zone}"
+        """Return the name of a Service with Azure's annotation for a DNS label."""
+        if not self.zone:
+            pytest.skip("no zone for public names: --kube-zone REGION.cloudapp.azure.com")
+        return f"{label}.{self.zone}"
 
     # -- faults ------------------------------------------------------------------------------
 
     def kill(self, name: str) -> None:
         """Pull a node's plug, or kill a process of the control plane, such as `apiserver`; it stays away."""
-        self._order("stop", name)
+        self._order({"do": "stop", "name": name})
 
     def start(self, name: str) -> None:
-        """Switch on what was killed."""
-        self._order("start", name)
+        """Switch on what was killed; a node has on its disk what it had."""
+        self._order({"do": "start", "name": name})
+
+    @contextlib.contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """Do without a node or a process of the control plane; a node is ready again afterwards."""
+        self.kill(name)
+        try:
+            yield
+        finally:
+            self.start(name)
+            self.restored(name)
 
     def cut(self, node: str) -> None:
         """Cut a node off the network; what runs there goes on."""
-        self._order("cut", node)
+        self._order({"do": "cut", "name": node})
 
     def join(self, node: str) -> None:
         """Undo `cut`."""
-        self._order("join", node)
+        self._order({"do": "join", "name": node})
 
-    def hold(self, what: str) -> None:
-        """Let the cloud give no `addresses`, or tell no `names`, until `free`."""
-        self._order("hold", what)
+    @contextlib.contextmanager
+    def held(self, what: str) -> Iterator[None]:
+        """Let the cloud give no `addresses`, or tell no new `names`."""
+        self._order({"do": "hold", "name": what})
+        try:
+            yield
+        finally:
+            self._order({"do": "free", "name": what})
 
-    def free(self, what: str) -> None:
-        """Undo `hold`."""
-        self._order("free", what)
+    def restored(self, name: str) -> None:
+        """Wait until a node is ready again, or the API server answers."""
+        if name in NODES:
+            self.await_(f"node/{name}", "condition=Ready")
+        elif name == "apiserver":
+            until = time.monotonic() + _WAIT_S
+            while self.tried("get", "--raw", "/readyz").returncode and time.monotonic() < until:
+                time.sleep(0.2)
 
     def starts(self) -> dict[str, int]:
         """Return how often each process of the control plane, and each node, was started."""
-        return dict(self._order("status", "")["starts"])
+        return dict(self._order({"do": "status"})["starts"])
 
-    def _order(self, do: str, name: str) -> dict[str, Any]:
-        with socket.socket(socket.AF_UNIX) as there:
-            there.settimeout(_DOWN_S)
-            there.connect(str(self.plan.folder / "orders"))
-            with there.makefile("rwb") as stream:
-                stream.write(json.dumps({"do": do, "name": name}).encode() + b"\n")
-                stream.flush()
-                answer: dict[str, Any] = json.loads(stream.readline())
-                return answer
+    def _order(self, order: Order) -> dict[str, Any]:
+        if not self.plan:
+            pytest.skip("this test pulls plugs, which is for a cluster of our own: leave out --kube-context")
+        return ask(self.plan.folder, order)
 
 
-# -- for people, and for a run of tests -------------------------------------------------------
-
-
-def up(name: str) -> Cluster:
-    """Start a cluster that stays until `down`; raises `ClusterError` when it is there already."""
-    process = _keeper(name, subprocess.DEVNULL)
-    process.returncode = 0  # not ours to wait for: `down` ends it
-    return _cluster(name)
-
-
-@contextlib.contextmanager
-def running(name: str) -> Iterator[Cluster]:
-    """Give a cluster that ends with the block, or with this process, however that ends."""
-    process = _keeper(name, subprocess.PIPE)
-    assert process.stdin
-    try:
-        yield _cluster(name)
-    finally:
-        process.stdin.close()
-        process.wait(_DOWN_S)
-
-
-def down(name: str) -> bool:
-    """End a cluster and remove what is left of it; false when there was none."""
-    folder = HOME / name
-    HOME.mkdir(parents=True, exist_ok=True)
-    try:
-        with _held(name):
-            there = folder.exists()
-            _remove(name)
-            return there
-    except BlockingIOError:
-        pid = int((folder / "keeper").read_text("ascii"))
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, sign)
-        until = time.monotonic() + _DOWN_S
-        while time.monotonic() < until:
-            with contextlib.suppress(BlockingIOError), _held(name):
-                _remove(name)
-                return True
-            time.sleep(0.1)
-    raise ClusterError(f"process {pid}, which keeps the cluster {name!r}, does not end")
-
-
-def find(name: str) -> Cluster | None:
-    """Return a cluster that runs."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(BlockingIOError), _held(name):
-        return None
-    return _cluster(name) if (HOME / name / "base").exists() else None
-
-
-def names() -> list[str]:
-    """Return the names of all clusters, those too of which only something is left."""
-    return sorted(file.parent.name for file in HOME.glob("*/keeper"))
-
-
-def _cluster(name: str) -> Cluster:
-    folder = HOME / name
-    return Cluster(plan=Plan.read(folder), base=(folder / "base").read_text("utf-8"))
-
-
-def _keeper(name: str, stdin: int) -> subprocess.Popen[bytes]:
-    """Start the keeper and wait until the cluster is ready."""
-    built = programs()  # here, since it may take minutes, and may be a skip
-    machine.prepared(PYTHON)
-    HOME.mkdir(parents=True, exist_ok=True)
-    log = HOME / f"{name}.log"
-    argv = [sys.executable, "-m", "tests.cluster.cluster", name, str(built.pause)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            argv, cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=output, start_new_session=True
-        )
-    assert process.stdout
-    with process.stdout:
-        said = process.stdout.readline()
-    if said != b"ready\n":
-        if process.stdin:
-            process.stdin.close()
-        process.wait()
-        raise ClusterError(f"the cluster {name!r} did not start:\n{log.read_text('utf-8', 'replace')[-3000:]}")
-    return process
-
-
-@contextlib.contextmanager
-def _held(name: str) -> Iterator[None]:
-    with locked(HOME / f"{name}.lock", wait=False):
-        yield
-
-
-# -- the keeper -------------------------------------------------------------------------------
-
-
-def keep(name: str, pause: Path) -> None:
-    """Hold a cluster until its stdin ends, where that is a pipe, or until SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_held(name))
-        except BlockingIOError:
-            sys.exit(
-                f"it is there already: KUBECONFIG={HOME / name}/pki/admin.conf; take another name, or end it first"
-            )
-        _remove(name)
-        stack.callback(_remove, name)
-        plan = _prepared(name, _slot(stack), programs())
-        first = _first(plan)
-        try:
-            base = _until(partial(_filled, plan, pause), first, plan)
-            _await_ready(plan, first)
-            (plan.folder / "base").write_text(base, "utf-8")
-            sys.stdout.write("ready\n")
-            sys.stdout.close()
-            _stay(first)
-        finally:
-            first.kill()
-            first.wait()
-
-
-def _slot(stack: contextlib.ExitStack) -> int:
-    taken = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
-    for slot in SLOTS:
-        with contextlib.suppress(BlockingIOError):
-            if f" 172.31.{214 + slot}." not in taken:
-                stack.enter_context(locked(HOME / f"slot-{slot}.lock", wait=False))
-                return slot
-    raise ClusterError("all addresses for clusters are taken: ip address")
-
-
-def _prepared(name: str, slot: int, built: Programs) -> Plan:
-    """Write all that the cluster reads."""
-    folder = HOME / name
-    plan = Plan(name=name, slot=slot, folder=folder, kubernetes=built.kubernetes, coredns=built.coredns)
-    (folder / "log").mkdir(parents=True)
-    (folder / "keeper").write_text(str(os.getpid()), "ascii")
-    plan.write()
-    authority = Authority(folder / "pki")
-    authority.issue("kube-apiserver", plan.control, "10.96.0.1", "kubernetes.default.svc")
-    authority.issue("service-account")
-    authority.issue("registry", plan.control)
-    for user, group in USERS.items():
-        authority.issue_user(user, group)
-        plan.config(user).write_text(document(plan.kubeconfig_of(user)), "utf-8")
-    passwords = folder / "htpasswd"
-    passwords.write_text(HTPASSWD, "ascii")
-    registry = configured(
-        folder / "storage",
-        address=plan.registry,
-        auth={"htpasswd": {"realm": "a test's own", "path": str(passwords)}},
-        tls=plan.issued("registry"),
+def own(plan: Plan) -> Cluster:
+    """Return a cluster of our own that runs."""
+    return Cluster(
+        context=plan.context,
+        registry=plan.registry,
+        base=(plan.folder / "base").read_text("utf-8"),
+        zone=plan.zone,
+        environ={
+            "KUBECONFIG": str(plan.kubeconfig),
+            "DOCKER_CONFIG": str(plan.folder / "docker"),
+            "SSL_CERT_FILE": str(plan.folder / "trusted.pem"),
+            "PATH": os.pathsep.join([str(plan.kubernetes), os.environ["PATH"]]),
+        },
+        plan=plan,
     )
-    known(folder, plan.registry)
-    files = {
-        "registry.yml": document(registry),
-        "Corefile": plan.corefile(),
-        "resolv.conf": f"nameserver {plan.control}\n",
-        "names": "",
-        "trusted.pem": Path(machine.host_authorities()).read_text("utf-8") + authority.pem.read_text("utf-8"),
-        f"certs.d/{plan.registry}/hosts.toml": plan.hosts_toml(),
-    }
-    for node in NODES:
-        issued = authority.issue(node, plan.node(node))
-        assert issued == plan.issued(node)
-        files |= {
-            f"{node}/kubelet.json": document(plan.kubelet(node)),
-            f"{node}/containerd.toml": plan.containerd(node),
-            f"{node}/cni/10-pods.conflist": document(plan.network(node)),
-        }
-        for mounted in ("lib", "log"):
-            (folder / node / mounted).mkdir(parents=True)
-    for file, text in files.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(text, "utf-8")
-    return plan
 
 
-def _first(plan: Plan) -> subprocess.Popen[bytes]:
-    """Start the cluster's first process: the kernel kills it when this one ends, and then all that it started."""
-    for hierarchy in _hierarchies():
-        for node in NODES:
-            (hierarchy / plan.context / node).mkdir(parents=True, exist_ok=True)
-    argv = [
-        *("setpriv", "--pdeathsig", "KILL"),
-        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-        *(sys.executable, "-m", "tests.cluster.inside", "machine", str(plan.folder)),
-    ]
-    with (plan.folder / "log" / "first.log").open("wb") as log:
-        return subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-
-def _await_ready(plan: Plan, first: subprocess.Popen[bytes]) -> None:
-    api = Api(plan.control, authority=plan.authority, issued=plan.issued("admin"))
-    _until(partial(_ready, api), first, plan)
-
-
-def _ready(api: Api) -> bool:
-    """Tell whether both nodes are ready, and pods can be made."""
-    nodes = api.get("/api/v1/nodes")["items"]
-    ready = [_condition(node) for node in nodes]
-    api.get("/api/v1/namespaces/default/serviceaccounts/default")
-    return ready == ["True"] * len(NODES)
-
-
-def _condition(node: Mapping[str, Any]) -> str:
-    return next((str(each["status"]) for each in node["status"].get("conditions", []) if each["type"] == "Ready"), "")
-
-
-def _until(asked: Any, first: subprocess.Popen[bytes], plan: Plan) -> Any:
-    """Ask until the answer is true; errors are answers too, and the last one is told."""
-    until, last = time.monotonic() + _READY_S, ""
-    while time.monotonic() < until and first.poll() is None:
-        try:
-            if answer := asked():
-                return answer
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is what people need to know
-            last = f"{type(error).__name__}: {error}"
-        time.sleep(0.1)
-    logs = "\n".join(f"== {file.name}\n{file.read_text('utf-8', 'replace')[-600:]}" for file in _logs(plan))
-    raise ClusterError(f"not ready after {_READY_S:.0f} s ({last})\n{logs}")
-
-
-def _logs(plan: Plan) -> list[Path]:
-    return [*plan.folder.glob("log/*.log"), *(file for node in NODES for file in plan.folder.glob(f"{node}/*.log"))]
-
-
-def _stay(first: subprocess.Popen[bytes]) -> None:
-    while first.poll() is None:
-        if os.isatty(0) or not _pipe():
-            time.sleep(0.2)
-        elif not os.read(0, 1):
-            return
-    raise ClusterError("the cluster's first process has ended")
-
-
-def _pipe() -> bool:
-    import stat  # noqa: PLC0415
-
-    return stat.S_ISFIFO(os.fstat(0).st_mode)
-
-
-# -- its images -------------------------------------------------------------------------------
-
-
-def _filled(plan: Plan, pause: Path) -> str:
-    """Push what every pod needs, and the base for images; return the base's reference."""
-    with _opened(plan, "pause") as images:
-        _push_pause(images, pause)
-    with _opened(plan, "python") as images:
-        digest = machine.base(PYTHON, images)
-    return f"{plan.registry}/python@{digest}"
-
-
-@contextlib.contextmanager
-def _opened(plan: Plan, name: str) -> Iterator[Images]:
-    place = f"{plan.registry}/{name}"
-    images = open_repository(
-        place,
-        settings=PushSettings(repository=place, authority=str(plan.authority)),
-        root=Path(),
-        environ={"REGISTRY_USER": USER, "REGISTRY_PASSWORD": PASSWORD},
-        proc=Proc(),
-        tell=Console(err=io.StringIO()),
-    )
-    with contextlib.closing(images):
-        yield images
-
-
-def _push_pause(images: Images, program: Path) -> None:
-    data = program.read_bytes()
-    tar = collect([Entry(path="pause", size_bytes=len(data), read=lambda: [data], executable=True)])
-    layer = Descriptor(media_type=TAR, digest=Digest.of(tar), size_bytes=len(tar))
-    config = canonical(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Entrypoint": ["/pause"]},
-            "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
-        }
-    )
-    images.add(layer, lambda: [tar])
-    images.add(described(config, CONFIG), lambda: [config])
-    manifest = canonical(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": blob_entry(described(config, CONFIG)),
-            "layers": [blob_entry(layer)],
-        }
-    )
-    images.tag("1", manifest, MANIFEST)
-
-
-# -- what is left -----------------------------------------------------------------------------
-
-
-def _remove(name: str) -> None:
-    """Remove what the kernel does not: the cluster's processes have ended, or are just ending."""
-    folder = HOME / name
-    context = f"shipway-tests-{name}"
-    with contextlib.suppress(OSError, ValueError):
-        interface = Plan.read(folder).interface
-        subprocess.run(["ip", "link", "delete", interface], capture_output=True, check=False)
-    for hierarchy in _hierarchies():
-        _remove_cgroup(hierarchy / context)
-    cloud.write_hosts(context, [])
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_cgroup(top: Path) -> None:
-    """Remove a cgroup and those below it, once the last process has left them."""
-    until = time.monotonic() + _DOWN_S
-    while top.exists():
-        for folder, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
-        if time.monotonic() > until:
-            raise ClusterError(f"processes stay in {top}")
-        if top.exists():
-            time.sleep(0.05)
-
-
-def _hierarchies() -> list[Path]:
-    """Return the machine's cgroup hierarchies: one in version 2, several in version 1."""
-    if (_CGROUPS / "cgroup.controllers").exists():
-        return [_CGROUPS]
-    return [folder for folder in _CGROUPS.iterdir() if (folder / "cgroup.procs").exists() and not folder.is_symlink()]
-
-
-if __name__ == "__main__":
-    try:
-        keep(sys.argv[1], Path(sys.argv[2]))
-    except ClusterError as failed:
-        sys.exit(str(failed))
+def foreign(context: str, *, registry: str, base: str, zone: str) -> Cluster:
+    """Return somebody's cluster; the logins are this machine's own."""
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl: https://kubernetes.io/docs/tasks/tools/")
+    config = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    return Cluster(context=context, registry=registry, base=base, zone=zone, environ={"KUBECONFIG": config})

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -24,7 +24,7 @@ from tests.cluster.api import Api, Refused
 from tests.cluster.cloud import Cloud
 from tests.cluster.plan import CONTROL, NODES, Plan, entering, python
 
-_TICK_S, _AGAIN_S, _CLOUD_S = 0.1, 0.5, 0.4
+_TICK_S, _AGAIN_S, _CLOUD_S, _OBEY_S = 0.1, 0.5, 0.4, 60.0
 
 
 class Order(TypedDict, total=False):
@@ -32,6 +32,18 @@ class Order(TypedDict, total=False):
 
     do: Literal["stop", "start", "cut", "join", "hold", "free", "status"]
     name: str
+
+
+def ask(folder: Path, order: Order) -> dict[str, Any]:
+    """Give an order to the cluster in this folder, and return the answer once it is done."""
+    with socket.socket(socket.AF_UNIX) as there:
+        there.settimeout(_OBEY_S)
+        there.connect(str(folder / "orders"))
+        with there.makefile("rwb") as stream:
+            stream.write(json.dumps(order).encode() + b"\n")
+            stream.flush()
+            answer: dict[str, Any] = json.loads(stream.readline())
+            return answer
 
 
 class Processes:
@@ -55,9 +67,12 @@ class Processes:
         self._wanted.pop(name, None)
         self._again.pop(name, None)
         for pid in [pid for pid, running in self._running.items() if running == name]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            # Where it is a node's, its child is process 1 of all others there, and the last to be gone.
+            children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+            os.kill(pid, signal.SIGKILL)
+            for each in (pid, *children):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(each, 0)
             del self._running[pid]
 
     def tick(self) -> None:
@@ -166,28 +181,31 @@ class _Cluster:
             stream.write(json.dumps(self._obey(order)).encode() + b"\n")
 
     def _obey(self, order: Order) -> dict[str, Any]:
-        name = order.get("name", "")
-        match order["do"]:
-            case "stop":
-                self._processes.stop(name)
-                if name in NODES:
-                    _run(self._plan.unplug(name))
-            case "start" if name in NODES:
-                self._boot(name)
-            case "start":
-                self._processes.start({name: (self._plan.first() | self._plan.rest())[name]})
-            case "cut" | "join":
-                _run([["ip", "link", "set", name, "down" if order["do"] == "cut" else "up"]])
-            case "hold":
-                self._cloud.held.add(name)
-            case "free":
-                self._cloud.held.discard(name)
-            case "status":
-                pass
+        obey: dict[str, Callable[[str], None]] = {
+            "stop": self._stop,
+            "start": self._start,
+            "cut": lambda node: _run([["ip", "link", "set", node, "down"]]),
+            "join": lambda node: _run([["ip", "link", "set", node, "up"]]),
+            "hold": self._cloud.held.add,
+            "free": self._cloud.held.discard,
+            "status": lambda _: None,
+        }
+        obey[order["do"]](order.get("name", ""))
         return {"starts": self._processes.starts, "held": sorted(self._cloud.held)}
 
+    def _stop(self, name: str) -> None:
+        self._processes.stop(name)
+        if name in NODES:
+            _run(self._plan.unplug(name))
+
+    def _start(self, name: str) -> None:
+        if name in NODES:
+            self._boot(name)
+        else:
+            self._processes.start({name: (self._plan.first() | self._plan.rest())[name]})
+
     def _boot(self, name: str) -> None:
-        if name not in self._processes.starts or not Path(f"/run/netns/{name}").exists():
+        if not Path(f"/run/netns/{name}").exists():
             _run(self._plan.plug(name))
             self._processes.start({name: self._plan.boot(name)})
 
