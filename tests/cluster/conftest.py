@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -26,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     context, registry, base = (request.config.getoption(name, default="") for name in _FOREIGN)
     if not context:
-        with keeper.running(f"run-{os.getpid()}") as started:
+        with keeper.running() as started:
             yield started
         return
     if not (registry and base):

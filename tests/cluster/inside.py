@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from tests.cluster import cgroups
 from tests.cluster.api import Api, Refused
 from tests.cluster.cloud import Cloud
 from tests.cluster.plan import CONTROL, NODES, Plan, entering, python
@@ -123,8 +124,10 @@ def node(plan: Plan, name: str) -> None:
 
 
 def machine(plan: Plan) -> None:
-    """Make the control plane's network, from the machine's own, and go there."""
-    _run([["mount", "-t", "tmpfs", "tmpfs", "/run"], *plan.wires()])
+    """Make the nodes' disks, and the control plane's network from the machine's own, and go there."""
+    disks = [str(plan.folder / node / "lib") for node in NODES]  # in memory: gone at once, where files are not
+    _run([["mount", "-t", "tmpfs", "tmpfs", place] for place in ("/run", *disks)])
+    _run(plan.wires())
     argv = [*entering(CONTROL), *python("control", str(plan.folder))]
     os.execvp(argv[0], argv)  # noqa: S606 - stay process 1
 
@@ -197,6 +200,8 @@ class _Cluster:
         self._processes.stop(name)
         if name in NODES:
             _run(self._plan.unplug(name))
+            cgroups.remove(self._plan.context, name)  # a kubelet waits for each that it does not know
+            cgroups.make(self._plan.context, name)
 
     def _start(self, name: str) -> None:
         if name in NODES:

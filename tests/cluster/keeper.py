@@ -32,7 +32,7 @@ from shipway.oci.registry import open_repository
 from shipway.oci.staging import locked
 from shipway.proc import Proc
 from shipway.tarball import Entry, collect
-from tests.cluster import cloud
+from tests.cluster import cgroups, cloud
 from tests.cluster.api import Api
 from tests.cluster.cluster import Cluster, own
 from tests.cluster.plan import NODES, SLOTS, USERS, Plan, document
@@ -45,7 +45,6 @@ from tests.docker.tools import PLACE
 HOME = PLACE / "clusters"
 ROOT = Path(__file__).parents[2]
 PYTHON = "3.13"
-_CGROUPS = Path("/sys/fs/cgroup")
 _READY_S, _DOWN_S = 120.0, 60.0
 T = TypeVar("T")
 
@@ -67,8 +66,9 @@ def up(name: str) -> Cluster:
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[Cluster]:
+def running() -> Iterator[Cluster]:
     """Give a cluster that ends with the block, or with this process, however that ends."""
+    name = next(name for name in (f"run-{number}" for number in SLOTS) if not _taken(name))
     process = _keeper(name, subprocess.PIPE)
     assert process.stdin
     try:
@@ -81,7 +81,6 @@ def running(name: str) -> Iterator[Cluster]:
 def down(name: str) -> bool:
     """End a cluster and remove what is left of it; false when there was none."""
     folder = HOME / name
-    HOME.mkdir(parents=True, exist_ok=True)
     try:
         with _held(name):
             there = folder.exists()
@@ -103,10 +102,7 @@ def down(name: str) -> bool:
 
 def find(name: str) -> Cluster | None:
     """Return a cluster that runs."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(BlockingIOError), _held(name):
-        return None
-    return own(Plan.read(HOME / name)) if (HOME / name / "base").exists() else None
+    return own(Plan.read(HOME / name)) if _taken(name) and (HOME / name / "base").exists() else None
 
 
 def names() -> list[str]:
@@ -136,8 +132,17 @@ def _keeper(name: str, stdin: int) -> subprocess.Popen[bytes]:
     return process
 
 
+def _taken(name: str) -> bool:
+    try:
+        with _held(name):
+            return False
+    except BlockingIOError:
+        return True
+
+
 @contextlib.contextmanager
 def _held(name: str) -> Iterator[None]:
+    HOME.mkdir(parents=True, exist_ok=True)
     with locked(HOME / f"{name}.lock", wait=False):
         yield
 
@@ -230,9 +235,8 @@ def _prepared(name: str, slot: int, built: Programs) -> Plan:
 
 def _first(plan: Plan) -> subprocess.Popen[bytes]:
     """Start the cluster's first process: the kernel kills it when this one ends, and then all that it started."""
-    for hierarchy in _hierarchies():
-        for node in NODES:
-            _make_cgroup(hierarchy, plan.context, node)
+    for node in NODES:
+        cgroups.make(plan.context, node)
     argv = [
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -348,42 +352,9 @@ def _remove(name: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         interface = Plan.read(folder).interface
         subprocess.run(["ip", "link", "delete", interface], capture_output=True, check=False)
-    for hierarchy in _hierarchies():
-        _remove_cgroup(hierarchy / context)
+    cgroups.remove(context)
     cloud.write_hosts(context, [])
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _make_cgroup(hierarchy: Path, *names: str) -> None:
-    """Make a cgroup; in version 2, each above it must hand its controllers down."""
-    folder = hierarchy
-    for name in names:
-        if (folder / "cgroup.subtree_control").exists():
-            for controller in (folder / "cgroup.controllers").read_text("ascii").split():
-                with contextlib.suppress(OSError):  # what cannot be handed down, the kubelet says if it wants it
-                    (folder / "cgroup.subtree_control").write_text(f"+{controller}", "ascii")
-        folder /= name
-        folder.mkdir(exist_ok=True)
-
-
-def _remove_cgroup(top: Path) -> None:
-    """Remove a cgroup and those below it, once the last process has left them."""
-    until = time.monotonic() + _DOWN_S
-    while top.exists():
-        for folder, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
-        if time.monotonic() > until:
-            raise ClusterError(f"processes stay in {top}")
-        if top.exists():
-            time.sleep(0.05)
-
-
-def _hierarchies() -> list[Path]:
-    """Return the machine's cgroup hierarchies: one in version 2, several in version 1."""
-    if (_CGROUPS / "cgroup.controllers").exists():
-        return [_CGROUPS]
-    return [folder for folder in _CGROUPS.iterdir() if (folder / "cgroup.procs").exists() and not folder.is_symlink()]
 
 
 if __name__ == "__main__":

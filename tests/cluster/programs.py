@@ -35,6 +35,7 @@ _PACKAGED = {
     "iptables": "iptables",
     "conntrack": "conntrack",
     "ip": "iproute2",
+    "sysctl": "procps",
     "nsenter": "util-linux",
     "mmdebstrap": "mmdebstrap",
 }
