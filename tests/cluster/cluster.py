@@ -168,6 +168,7 @@ def own(plan: Plan) -> Cluster:
         zone=plan.zone,
         environ={
             "KUBECONFIG": str(plan.kubeconfig),
+            "KUBECACHEDIR": str(plan.folder / "kubectl"),
             "DOCKER_CONFIG": str(plan.folder / "docker"),
             "SSL_CERT_FILE": str(plan.folder / "trusted.pem"),
             "PATH": os.pathsep.join([str(plan.kubernetes), os.environ["PATH"]]),

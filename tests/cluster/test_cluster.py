@@ -136,7 +136,7 @@ def test_logs_and_exec_reach_a_pod_when_it_is_on(cluster: Cluster, web: str, nod
 def test_port_forward_reaches_a_pod_when_it_is_on(cluster: Cluster, web: str, node: str) -> None:
     pod = pods(cluster, web)[node]
     argv = cluster.argv("port-forward", "-n", web, f"pod/{pod}", ":8000")
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, env={**cluster.environ}) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, **cluster.environ}) as process:
         try:
             assert process.stdout
             found = re.search(rb"127\.0\.0\.1:(\d+)", process.stdout.readline())
