@@ -7,6 +7,7 @@ Owns the layout of a store (docs/design.md) and the order of writes that makes i
     <name>/versions/<n>.json      manifest: written last, create-only
     <name>/aliases/<alias>.json   moved by compare-and-swap
     <name>/log/<alias>-<turn>.json   who moved the alias, when, why: create-only, before the next one moves it
+    <name>/pending/, sweeps/      who is about to need, or to delete, what: see `notices`
 
 A signature bears the hash of the manifest that it is about, so it can be there first: no
 reader meets a version that is yet to be signed. Knows nothing of where the store is. A reader
@@ -22,7 +23,8 @@ import heapq
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -45,11 +47,12 @@ from shipway.errors import (
     StoreRefused,
 )
 from shipway.proc import Run
-from shipway.stores import durable, golden, manifest, safety, signing, transfer
+from shipway.stores import durable, golden, manifest, notices, places, safety, signing, sweep, transfer
 from shipway.stores.cache import Cache
 from shipway.stores.manifest import File, Golden, LayerSize, ModelVersion, Move
 from shipway.stores.objects import Blob, Store, Stored
 from shipway.stores.signing import Keys, PublicKey
+from shipway.stores.sweep import Rule, Swept
 from shipway.tarball import Entry
 
 LATEST = "latest"
@@ -57,7 +60,6 @@ _NEIGHBOURS = 64  # publishers at once
 _CARD = "card.md"
 _PREPROCESSING = "preprocessing.json"
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-_NUMBERED = re.compile(r"([1-9][0-9]{0,11})\.json")
 _SIGNATURE = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.json")
 _CLAIMED = {"version", "publisher", "commit", "created"}  # what two publishers of one content may say differently
 
@@ -82,6 +84,7 @@ class Catalogue:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         key_of: Callable[[Model, ModelFile], str] | None = None,
         swaps: bool = True,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """Work on a store; `run` starts the process that opens untrusted models.
 
@@ -90,10 +93,12 @@ class Catalogue:
         """
         self._store = store
         self._key_of = key_of or _by_hash
+        self._by_hash = key_of is None
         self._swaps = swaps
         self._run = run
         self._keys = keys or Keys()
         self._now = now
+        self._pause = pause
 
     def __str__(self) -> str:
         return str(self._store)
@@ -138,10 +143,11 @@ class Catalogue:
             commit=commit,
             created=self._now(),
         )
-        is_new = self._put_blobs(folder, drafted.model, tell)
-        published = self._number(drafted, is_new=is_new)
-        for alias in (LATEST, *aliases):
-            self._point(alias, published.version, who=publisher)
+        with self._announced(name, publisher, files=[file.digest for file in files]):
+            is_new = self._put_blobs(folder, drafted.model, tell)
+            published = self._number(drafted, is_new=is_new)
+            for alias in (LATEST, *aliases):
+                self._point(alias, published.version, who=publisher)
         return published
 
     def _put_blobs(self, folder: Path, model: Model, tell: Tell) -> bool:
@@ -183,7 +189,7 @@ class Catalogue:
             version = draft.model_copy(update={"version": newest})
             data = manifest.encoded(version)
             signature = self._sign(data, version)
-            if self._store.create(_manifest(name, newest), data):
+            if self._store.create(places.manifest(name, newest), data):
                 return Published(version=version, created=True)
             if signature:  # somebody else has the number: nothing shall vouch for what is not there
                 self._store.delete(signature)
@@ -290,10 +296,10 @@ class Catalogue:
 
     def _read_version(self, name: str, number: int) -> tuple[bytes, ModelVersion]:
         """Return a manifest's bytes and what they say, whoever signed them."""
-        stored = self._store.read(_manifest(name, number))
+        stored = self._store.read(places.manifest(name, number))
         if stored is None:
             raise ModelMissing(f"{self} has no version {number} of {name}{self._known(name)}")
-        where = f"{self}/{_manifest(name, number)}"
+        where = f"{self}/{places.manifest(name, number)}"
         return stored.data, manifest.parse(stored.data, name=name, version=number, where=where)
 
     def _require_trust(self, data: bytes, version: ModelVersion) -> None:
@@ -387,7 +393,7 @@ class Catalogue:
 
     def objects(self, model: Model, *, cache: Path) -> Iterator[Entry]:
         """Yield the objects that a store of this version alone would hold; their bytes raise as `layer_bytes` does."""
-        key = _manifest(model.name, model.version)
+        key = places.manifest(model.name, model.version)
         if (stored := self._store.read(key)) is None:
             raise ModelMissing(f"{self} has no {key} any more")
         yield Entry(path=key, size_bytes=len(stored.data), read=lambda: [stored.data])
@@ -412,19 +418,20 @@ class Catalogue:
         Raises `AliasMoved` when somebody else is first, or when it does not name `expected`,
         and `StoreRefused` for `expected` where the store cannot promise it.
         """
-        alias = _alias(alias)
+        name, alias = _name(name), _alias(alias)
         if expected is not None and not self._swaps:
             raise StoreRefused(
                 f"{self} cannot move an alias only if it names {expected}: it does not compare before it moves one",
                 advice="look with invoke model.show, then promote without --expected; docs/stores.md says why",
             )
-        self.show(name, version)
-        current = self._alias(name, alias)
-        if expected is not None and (current is None or current[1].version != expected):
-            raise _moved(alias, current, f"not version {expected}")
-        if current and current[1].version == version:
-            return None
-        move = self._move(name, alias, current, version, who=who, why=why)
+        with self._announced(name, who, versions=[version]):
+            self.show(name, version)
+            current = self._alias(name, alias)
+            if expected is not None and (current is None or current[1].version != expected):
+                raise _moved(alias, current, f"not version {expected}")
+            if current and current[1].version == version:
+                return None
+            move = self._move(name, alias, current, version, who=who, why=why)
         if move is None:
             raise _moved(alias, self._alias(name, alias), "moved in this moment")
         return move
@@ -456,7 +463,7 @@ class Catalogue:
             when=self._now(),
             why=why,
         )
-        key, data = f"{name}/aliases/{alias}.json", manifest.encoded(move)
+        key, data = places.alias(name, alias), manifest.encoded(move)
         moved = self._store.replace(key, data, etag=current[0].etag) if current else self._store.create(key, data)
         if not moved:
             return None
@@ -473,9 +480,28 @@ class Catalogue:
             turn += 1
 
     def _alias(self, name: str, alias: str) -> tuple[Stored, Move] | None:
-        key = f"{name}/aliases/{alias}.json"
+        key = places.alias(name, alias)
         stored = self._store.read(key)
         return (stored, manifest.parse_move(stored.data, where=f"{self}/{key}")) if stored else None
+
+    def _announced(
+        self, name: str, who: str, *, files: Collection[Digest] = (), versions: Collection[int] = ()
+    ) -> contextlib.AbstractContextManager[None]:
+        """Say what is needed, so that no sweep deletes it meanwhile; one that keeps files elsewhere is not swept."""
+        if not self._by_hash:
+            return contextlib.nullcontext()
+        notice = notices.written_by(who, self._now(), files=files, versions=versions)
+        return notices.announced(self._store, name, notice, now=self._now, pause=self._pause)
+
+    # -- cleaning ------------------------------------------------------------------------
+
+    def sweep(self, name: str, rule: Rule, *, who: str, apply: bool, tell: Tell) -> Swept:
+        """Say which versions and files of a model nobody needs, and with `apply` delete them; see `sweep`."""
+        if not self._by_hash:
+            raise StoreRefused(f"{self} cleans up itself", advice="delete versions in the registry, by its own means")
+        return sweep.sweep(self._store, _name(name), rule, who=who, now=self._now, apply=apply, tell=tell)
+
+    # -- small things ----------------------------------------------------------------------
 
     def _pinned(self, name: str, which: int | str) -> int:
         if isinstance(which, int):
@@ -487,8 +513,7 @@ class Catalogue:
         return current[1].version
 
     def _numbers(self, name: str, folder: str = "versions") -> list[int]:
-        found = (_NUMBERED.fullmatch(child) for child in self._store.children(f"{name}/{folder}"))
-        return [int(match[1]) for match in found if match]
+        return places.numbers(self._store.children(f"{name}/{folder}"))
 
     def _known(self, name: str) -> str:
         numbers = self._numbers(name)
@@ -594,15 +619,11 @@ def _moved(alias: str, current: tuple[Stored, Move] | None, how: str) -> AliasMo
 
 
 def _by_hash(model: Model, file: ModelFile) -> str:
-    return f"{model.name}/blobs/sha256/{file.digest.hex}"
-
-
-def _manifest(name: str, number: int) -> str:
-    return f"{name}/versions/{number}.json"
+    return places.blob(model.name, file.digest)
 
 
 def _signature(data: bytes, version: ModelVersion, key: PublicKey) -> str:
-    return f"{version.name}/signatures/{version.version}/{_hex(data)}-{key.id}.json"
+    return places.signature(version.name, version.version, Digest.of(data), key.id)
 
 
 def _hex(data: bytes) -> str:

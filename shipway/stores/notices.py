@@ -1,0 +1,113 @@
+"""Who is about to need what, and who is about to delete what, so that neither harms the other.
+
+Whoever publishes, copies or promotes first writes a notice that names the files and versions
+it counts on, and only then looks whether somebody deletes them; if so it waits. Whoever
+deletes first writes a notice that names what shall go, and only then looks at everything
+once more. One of the two always sees the other, whatever the clocks say and however long
+either is held up. A notice is removed when its work is done. One that a dead process left
+counts for nothing: on the same machine at once, elsewhere after two days.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Callable, Collection, Iterator
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shipway import proc
+from shipway.artifacts import Digest
+from shipway.errors import ModelCorrupt, ModelInUse
+from shipway.stores import manifest
+from shipway.stores.objects import Store
+
+Folder = Literal["pending", "sweeps"]
+_SILENT = timedelta(days=2)
+_TRIES, _PAUSE_S = 60, 1.0
+
+
+class Notice(BaseModel):
+    """What a process is about to need (`pending`) or to delete (`sweeps`); files by their digests."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    who: str
+    host: str
+    pid: int
+    process: str | None
+    when: Annotated[datetime, Field(strict=False)]
+    files: Annotated[frozenset[str], Field(strict=False)] = frozenset()
+    versions: Annotated[frozenset[int], Field(strict=False)] = frozenset()
+
+    def meets(self, other: Notice) -> bool:
+        """Whether both name a file or a version."""
+        return bool(self.files & other.files or self.versions & other.versions)
+
+    def is_dead(self, now: datetime) -> bool:
+        """Whether nobody goes on with this."""
+        if self.host == socket.gethostname() and proc.gone(self.pid, self.process):
+            return True
+        return now - self.when > _SILENT
+
+    def __str__(self) -> str:
+        return f"{self.who} on {self.host} since {self.when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def written_by(who: str, now: datetime, *, files: Collection[Digest] = (), versions: Collection[int] = ()) -> Notice:
+    """Return a notice of this process."""
+    return Notice(
+        who=who,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process=proc.identity(os.getpid()),
+        when=now,
+        files=frozenset(map(str, files)),
+        versions=frozenset(versions),
+    )
+
+
+@contextlib.contextmanager
+def posted(store: Store, name: str, folder: Folder, notice: Notice) -> Iterator[str]:
+    """Let a notice stand for the body; give its key."""
+    key = f"{name}/{folder}/{secrets.token_hex(8)}.json"
+    store.create(key, manifest.encoded(notice))
+    try:
+        yield key
+    finally:
+        store.delete(key)
+
+
+def standing(store: Store, name: str, folder: Folder) -> dict[str, Notice]:
+    """Return the notices of a folder by their keys; raises `ModelCorrupt` for one that does not say what it is."""
+    keys = [f"{name}/{folder}/{child}" for child in store.children(f"{name}/{folder}") if child.endswith(".json")]
+    return {key: _parsed(stored.data, f"{store}/{key}") for key in keys if (stored := store.read(key))}
+
+
+@contextlib.contextmanager
+def announced(
+    store: Store, name: str, notice: Notice, *, now: Callable[[], datetime], pause: Callable[[float], None]
+) -> Iterator[None]:
+    """Say what is needed for the body, and wait until nobody deletes any of it; raises `ModelInUse`."""
+    with posted(store, name, "pending", notice):
+        for turn in range(_TRIES + 1):
+            sweeps = [sweep for sweep in standing(store, name, "sweeps").values() if sweep.meets(notice)]
+            if not (in_the_way := [sweep for sweep in sweeps if not sweep.is_dead(now())]):
+                break
+            if turn == _TRIES:
+                raise ModelInUse(f"what this needs of {name} in {store} is being deleted by {in_the_way[0]}")
+            pause(_PAUSE_S)
+        yield
+
+
+def _parsed(data: bytes, where: str) -> Notice:
+    try:
+        return Notice.model_validate_json(data)
+    except ValidationError as error:
+        raise ModelCorrupt(
+            f"{where} does not say who needs or deletes what", advice="delete it once nobody is at work there"
+        ) from error
