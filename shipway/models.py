@@ -7,12 +7,16 @@ follow, and what they still need. Changes nothing that serves.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
+from shipway.artifacts import Version
 from shipway.site import Site
 from shipway.stores import review, signing
 from shipway.stores.catalogue import Published
 from shipway.stores.review import Compared, Verified
+from shipway.stores.sweep import Rule, Swept
+from shipway.turn import served
 
 
 def keygen(path: Path) -> str:
@@ -46,3 +50,23 @@ def compare(site: Site, before: int | str, after: int | str) -> Compared:
     """Compare two versions: metrics, files, what the service must understand, and answers."""
     name = site.settings.model.name
     return review.compare(site.catalogue, name, before, after, cache=site.cache, tell=site.tell, run=site.proc)
+
+
+def clean(site: Site, *, days: float, apply: bool) -> Swept:
+    """Say what of the model nobody needs, and with `apply` delete it."""
+    name = site.settings.model.name
+    rule = Rule(released=_released(site, name), younger_than=timedelta(days=days))
+    return site.catalogue.sweep(name, rule, who=site.who, apply=apply, tell=site.tell)
+
+
+def _released(site: Site, name: str) -> dict[int, str]:
+    """Return the versions that an environment of this checkout runs, is rolling out, or may go back to."""
+    found = {}
+    for each in site.neighbours:
+        records = each.ledger.attempts()
+        open_ones = [Version.of(record.facts["version"]) for record in records if record.outcome is None]
+        lately = list(dict.fromkeys(served(records)))[: each.settings.push.keep]
+        for version in (*open_ones, *lately):
+            if version.model.name == name:
+                found[version.model.version] = f"{each.environment} runs it or may go back to it"
+    return found

@@ -22,6 +22,7 @@ from shipway.stores.catalogue import Published
 from shipway.stores.golden import Answer
 from shipway.stores.manifest import ModelVersion, Move, Tensor
 from shipway.stores.review import Compared, Verified
+from shipway.stores.sweep import Swept
 from shipway.targets import Live
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -467,6 +468,35 @@ def compared_facts(compared: Compared) -> dict[str, Any]:
         "files": pairs(compared.files),
         "contract": pairs(compared.contract),
         "answers": [answer.model_dump() for answer in compared.answers],
+    }
+
+
+def swept_text(swept: Swept) -> str:
+    """Return what went, or would go, for people."""
+    word = "deleted" if swept.applied else "goes"
+    lines = [
+        *(f"{word:<8} {swept.name} {number}: {why}" for number, why in swept.going.items()),
+        *(f"{'stays':<8} {swept.name} {number}: {why}" for number, why in swept.staying.items()),
+    ]
+    amount = f"{len(swept.files)} files, {size(swept.freed_bytes)}"
+    if not (swept.going or swept.files):
+        lines.append(f"nothing to delete of {swept.name}")
+    elif swept.applied:
+        lines.append(f"{amount}, are free")
+    else:
+        lines.append(f"{amount}, would be free; nothing was deleted: invoke model.gc --apply deletes it")
+    return "\n".join(map(_printable, lines))
+
+
+def swept_facts(swept: Swept) -> dict[str, Any]:
+    """Return what went, or would go, for machines."""
+    return {
+        "name": swept.name,
+        "applied": swept.applied,
+        "going": [{"version": number, "why": why} for number, why in swept.going.items()],
+        "staying": [{"version": number, "why": why} for number, why in swept.staying.items()],
+        "files": list(swept.files),
+        "freed_bytes": swept.freed_bytes,
     }
 
 

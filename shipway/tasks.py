@@ -51,6 +51,7 @@ HELP = {
     "run": "Open the model too, in a limited child process, and ask it its golden cases.",
     "before": "The version's number or alias to compare with.",
     "after": "The version's number or alias that is compared.",
+    "days": "Versions younger than this stay, whoever needs them.",
     "file": "The new file for the private key; nobody else may read it.",
     "metric": "A figure to publish with it, such as accuracy=0.91; may be given often.",
     "alias": "An alias to move to the version, besides latest; may be given often.",
@@ -494,6 +495,24 @@ def diff(
 
 
 @command
+def clean(
+    _c: Context,
+    apply: bool = False,
+    days: str = "30",
+    name: str = "",
+    store: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Say which versions and files of the model nobody needs any more; with --apply, delete them."""
+    from shipway import models, results
+
+    site = _site(env, model={"name": name, "store": store})
+    swept = models.clean(site, days=_number(days, "--days") or 0, apply=apply)
+    _print(results.swept_text(swept), results.swept_facts(swept), as_json=json)
+
+
+@command
 def keygen(_c: Context, file: str, json: bool = False) -> None:
     """Make a key to sign models with: the private half goes into FILE, the public half is printed."""
     from shipway import models
@@ -516,6 +535,7 @@ def namespace() -> Collection:
     top.add_collection(images)
     models = Collection("model", publish, show, promote, pull, verify, diff, keygen)
     models.add_task(list_, name="list")
+    models.add_task(clean, name="gc")
     models.add_task(moves, name="history")
     top.add_collection(models)
     return top

@@ -3,9 +3,9 @@
 Whoever publishes, copies or promotes first writes a notice that names the files and versions
 it counts on, and only then looks whether somebody deletes them; if so it waits. Whoever
 deletes first writes a notice that names what shall go, and only then looks at everything
-once more. One of the two always sees the other, whatever the clocks say and however long
-either is held up. A notice is removed when its work is done. One that a dead process left
-counts for nothing: on the same machine at once, elsewhere after two days.
+once more. One of the two always sees the other, however long either is held up. A notice is
+removed when its work is done. One that a dead process left counts for nothing: on the same
+machine at once, elsewhere after two days, by which clocks may differ.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def sweep(
     """Say what of a model nobody needs, and with `apply` delete it; raises `ModelInUse` beside another sweep."""
     verdict = _judge(_look(store, name), rule, now())
     freed_bytes = _size(store, name, verdict)
-    if apply and not verdict.is_empty:
+    if apply and not (verdict.is_empty and not notices.standing(store, name, "sweeps")):
         notice = notices.written_by(who, now(), files=verdict.files, versions=verdict.going)
         with notices.posted(store, name, "sweeps", notice) as ours:
             _require_alone(store, name, ours, now())
