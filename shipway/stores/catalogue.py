@@ -56,6 +56,7 @@ from shipway.stores.sweep import Rule, Swept
 from shipway.tarball import Entry
 
 LATEST = "latest"
+_PUBLISHED = "published"
 _NEIGHBOURS = 64  # publishers at once
 _CARD = "card.md"
 _PREPROCESSING = "preprocessing.json"
@@ -147,7 +148,8 @@ class Catalogue:
             is_new = self._put_blobs(folder, drafted.model, tell)
             published = self._number(drafted, is_new=is_new)
             for alias in (LATEST, *aliases):
-                self._point(alias, published.version, who=publisher)
+                why = _PUBLISHED if published.created else "published again"
+                self._point(alias, published.version, who=publisher, why=why)
         return published
 
     def _put_blobs(self, folder: Path, model: Model, tell: Tell) -> bool:
@@ -201,10 +203,11 @@ class Catalogue:
     def _some_version(self, name: str) -> int:
         """Return the newest number, or one a little older, without listing thousands of versions.
 
-        `latest` follows what is published, unless a person moved it back.
+        A number that was swept must never be taken again. Where a publisher moved `latest` to what
+        it had just made, none was swept above it (see `sweep`); where a person moved it, who knows.
         """
         current = self._alias(name, LATEST)
-        if current and current[1].version > (current[1].previous or 0):
+        if current and current[1].why == _PUBLISHED and current[1].version > (current[1].previous or 0):
             return current[1].version
         return max(self._numbers(name), default=0)
 
@@ -250,14 +253,14 @@ class Catalogue:
                 advice="name the file of a trusted private key in [model] signing_key",
             )
 
-    def _point(self, alias: str, version: ModelVersion, *, who: str) -> None:
+    def _point(self, alias: str, version: ModelVersion, *, who: str, why: str) -> None:
         """Move an alias to a version that was just published; `latest` never moves back."""
         while True:
             current = self._alias(version.name, alias)
             at = current[1].version if current else 0
             if at == version.version or (alias == LATEST and at > version.version):
                 return
-            if self._move(version.name, alias, current, version.version, who=who, why="published"):
+            if self._move(version.name, alias, current, version.version, who=who, why=why):
                 return
 
     # -- reading -------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """Cleaning a store: which versions and files nobody needs any more.
 
 A version stays that an alias names, an environment released, somebody is publishing or
-promoting, or that is younger than a limit; the newest stays always, since its number must
-never be taken again. A file stays that such a version holds, or that somebody is about to
-use. What cannot be read stays, and then no file goes at all. `notices` says why this is safe
-beside publishers and promoters. A version goes by its manifest first, so whatever a killed
-sweep leaves is invisible, and goes with the next one.
+promoting, or that is younger than a limit; the newest stays always, and whatever is newer
+than `latest`, since their numbers must never be taken again. A file stays that such a version
+holds, or that somebody is about to use. What cannot be read stays, and then no file goes at
+all. `notices` says why this is safe beside publishers and promoters. A version goes by its
+manifest first, so whatever a killed sweep leaves is invisible, and goes with the next one.
 """
 
 from __future__ import annotations
@@ -160,6 +160,8 @@ def _reasons(
         yield where
     if number == max(seen.manifests):
         yield "it is the newest, and its number must not be taken again"
+    if number > max((each for each, names in seen.aliases.items() if "latest" in names), default=number):
+        yield "it is newer than what latest names, and its number must not be taken again"
     if version is None:
         yield "its manifest cannot be read, so that no file goes either: publish its files again, or delete it"
         return

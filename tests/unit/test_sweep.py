@@ -119,10 +119,31 @@ def test_sweep_keeps_what_is_young(store: MemoryStore) -> None:
 
 
 def test_sweep_keeps_the_newest_so_that_its_number_is_never_taken_again(store: MemoryStore, tmp_path: Path) -> None:
-    catalogue(store).promote("adds", 1, "latest", who="ada", why="back")
+    catalogue(store).promote("adds", 3, "latest", who="ada", why="back")
 
-    assert sorted(sweep(store).going) == [3]
-    assert publish(store, tmp_path, 9) == 5
+    assert sorted(sweep(store).going) == [1]
+    assert publish(store, tmp_path / "folder", 9) == 5
+
+
+def test_publish_takes_no_number_that_was_swept_when_a_person_moved_latest(store: MemoryStore, tmp_path: Path) -> None:
+    sweep(store)
+    for number in (2, 4, 2):
+        catalogue(store).promote("adds", number, "latest", who="ada", why="to and fro")
+    publish(store, tmp_path / "folder", 4)  # which is version 4 already, and moves latest there
+
+    assert publish(store, tmp_path / "folder", 9) == 5
+
+
+def test_sweep_keeps_what_a_publisher_made_and_was_killed_before_it_was_the_latest(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    latest = store.objects["adds/aliases/latest.json"]
+    for weight in (5, 6):
+        publish(store, tmp_path / "folder", weight)
+    store.objects["adds/aliases/latest.json"] = latest
+
+    assert sorted(sweep(store).going) == [1, 3]
+    assert publish(store, tmp_path / "folder", 9) == 7
 
 
 def test_sweep_takes_signatures_along_and_those_of_nothing(tmp_path: Path) -> None:
