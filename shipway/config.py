@@ -61,7 +61,8 @@ class ModelSettings(_Table):
 
     name: Name = Field(description="The model's name in its store.")
     store: str = Field(
-        description="Where models are published: a folder, `az://ACCOUNT/CONTAINER/PREFIX` or `s3://BUCKET/PREFIX`."
+        description="Where models are published: a folder, `az://ACCOUNT/CONTAINER/PREFIX`, `s3://BUCKET/PREFIX` or "
+        "`mlflow+https://HOST/PREFIX`."
     )
     alias: Name = Field("latest", description="The alias that a release follows.")
     contract: str | None = Field(None, description="A JSON file of the service: the inputs and outputs it understands.")
@@ -79,6 +80,9 @@ class ModelSettings(_Table):
     azure_credential: AzureCredential = Field(
         "cli", description="The one Azure credential that the store is read with."
     )
+    token_variable: str = Field("MLFLOW_TRACKING_TOKEN", description="The variable that holds MLflow's token.")
+    user_variable: str = Field("MLFLOW_TRACKING_USERNAME", description="The variable that holds MLflow's user.")
+    password_variable: str = Field("MLFLOW_TRACKING_PASSWORD", description="The variable that holds its password.")
     profile: str | None = Field(None, description="The profile in AWS's files; unset is AWS's usual chain.")
     region: str | None = Field(None, description="The bucket's region; unset is what AWS's variables and files say.")
     endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = Field(

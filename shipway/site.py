@@ -122,7 +122,7 @@ class Site:
         settings = self.settings.model
         keys = Keys.of(settings, root=self.root, environ=self.environ, signs=signs)
         access = Access.of(settings, root=self.root, environ=self.environ)
-        return open_catalogue(settings.store, root=self.root, access=access, run=self.proc, keys=keys)
+        return open_catalogue(settings.store, root=self.root, access=access, run=self.proc, keys=keys, tell=self.tell)
 
     @property
     def layout(self) -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shipway.console import Console, Tell
 from shipway.errors import NotConfigured
 from shipway.proc import Proc, Run
 from shipway.stores.catalogue import Catalogue
@@ -21,13 +22,21 @@ def open_catalogue(
     access: Access | None = None,
     keys: Keys | None = None,
     run: Run | None = None,
+    tell: Tell | None = None,
 ) -> Catalogue:
     """Open the store of this name: a folder, relative to `root`, or an address; nothing is asked yet.
 
     `access` says how a store elsewhere is reached, `keys` whose signature counts. Raises
     `NotConfigured` for a store that this version does not know.
     """
-    return Catalogue(_open(store, root, access or Access()), run=run or Proc(), keys=keys)
+    run, access = run or Proc(), access or Access()
+    if store.startswith("mlflow+"):
+        from shipway.stores import mlflow  # noqa: PLC0415 - brings an HTTP client
+
+        cache = root / ".shipway" / "cache"
+        registry = mlflow.open_mlflow(store, access, cache=cache, run=run, tell=tell or Console())
+        return Catalogue(registry, run=run, keys=keys, key_of=mlflow.key_of, swaps=False)
+    return Catalogue(_open(store, root, access), run=run, keys=keys)
 
 
 def is_elsewhere(store: str) -> bool:
@@ -48,6 +57,6 @@ def _open(store: str, root: Path, access: Access) -> Store:
     if scheme:
         raise NotConfigured(
             f"the model store {store!r} is not configured",
-            advice="this version knows a folder, az://ACCOUNT/CONTAINER/PREFIX and s3://BUCKET/PREFIX",
+            advice="this version knows a folder, az://ACCOUNT/CONTAINER/PREFIX, s3://BUCKET/PREFIX or mlflow+https://HOST/PREFIX",
         )
     return Directory(root / store)

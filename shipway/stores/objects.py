@@ -25,6 +25,9 @@ class Access:
     """
 
     azure_credential: AzureCredential = "cli"
+    token_variable: str = "MLFLOW_TRACKING_TOKEN"  # noqa: S105 - a name
+    user_variable: str = "MLFLOW_TRACKING_USERNAME"
+    password_variable: str = "MLFLOW_TRACKING_PASSWORD"  # noqa: S105 - a name
     profile: str | None = None
     region: str | None = None
     endpoint: str | None = None
@@ -36,6 +39,9 @@ class Access:
         """Take what the settings say; their paths are relative to `root`."""
         return cls(
             azure_credential=settings.azure_credential,
+            token_variable=settings.token_variable,
+            user_variable=settings.user_variable,
+            password_variable=settings.password_variable,
             profile=settings.profile,
             region=settings.region,
             endpoint=settings.endpoint,

@@ -9,6 +9,8 @@ import pytest
 
 from tests.stores import parts
 from tests.stores.parts import Azurite, S3Server
+from tests.stores.tracking import Tracking
+from tests.stores.tracking import tracking as start_tracking
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +42,13 @@ def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, text in running_s3.environ.items():
         monkeypatch.setenv(name, text)  # boto3 looks there itself
     return running_s3
+
+
+@pytest.fixture(scope="session")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
+    """Give one MLflow server for the whole run."""
+    with start_tracking(tmp_path_factory.mktemp("mlflow")) as running:
+        yield running
 
 
 @pytest.fixture
