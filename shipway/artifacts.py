@@ -57,6 +57,14 @@ def short_commit(commit: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A commit, and its time in seconds since 1970."""
+
+    id: str
+    time_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """What git holds of the checkout: the commit, and the tree that is released.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shipway.artifacts import Snapshot
+from shipway.artifacts import Commit, Snapshot
 from shipway.errors import CheckoutError, ToolMissing
 from shipway.proc import Run
 
@@ -64,6 +64,16 @@ class Checkout:
                 shutil.copy2(index, copy)
             self._git("add", "--update", "--", ".", *(f":(exclude){path}" for path in exclude), index=copy)
             return self._git("write-tree", index=copy).decode().strip()
+
+    def history(self, most: int) -> tuple[tuple[Commit, ...], bool]:
+        """Return the commits of the branch that is checked out, newest first, and whether these are all.
+
+        What was merged counts as its merge. In a shallow clone, or beyond `most`, they are not all.
+        """
+        lines = self._text("log", "--first-parent", "--no-show-signature", f"--max-count={most}", "--format=%H %ct")
+        pairs = [line.split() for line in lines.splitlines()]
+        commits = tuple(Commit(id=commit, time_s=int(time_s)) for commit, time_s in pairs)
+        return commits, len(commits) < most and self._text("rev-parse", "--is-shallow-repository") == "false"
 
     def untracked(self, folders: Sequence[str]) -> tuple[str, ...]:
         """Return files in `folders` that git neither tracks nor ignores."""

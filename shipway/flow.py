@@ -19,7 +19,7 @@ from shipway import receipts, upkeep
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
 from shipway.errors import NothingToGoBackTo
 from shipway.ledger import Outcome, Record
-from shipway.oci import compose, evidence
+from shipway.oci import compose, evidence, tested
 from shipway.oci.compose import Composed
 from shipway.oci.evidence import Evidence, Maker
 from shipway.oci.images import read_image
@@ -44,7 +44,9 @@ def build(site: Site, *, version: int | None = None, again: bool = False, allow_
     """Test the checkout, resolve its model, compose the image and push it."""
     suite = test(site, again=again)
     model, composed = _composed(site, version, allow_downgrade=allow_downgrade)
-    ref, sent = _pushed(site, composed, _evidence(site, model, composed, suite), upkeep.TESTED)
+    ref, sent = _pushed(
+        site, composed, _evidence(site, model, composed, suite), *tested.names(site.images, site.snapshot)
+    )
     return Built(suite=suite, model=model, image=composed.image, ref=ref, sent_bytes=sent.bytes_sent)
 
 
@@ -184,7 +186,8 @@ def push(site: Site, *, version: int | None = None) -> ImageRef:
     pinned = receipts.load(site.state, image_stage.STAGE, tree=site.snapshot.tree) or {}
     model, composed = _composed(site, version or pinned.get("model_version"))
     suite = test_stage.passed_before(site.state, site.snapshot)
-    ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite), *([upkeep.TESTED] if suite else []))
+    tags = tested.names(site.images, site.snapshot) if suite else ()
+    ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite), *tags)
     return ref
 
 

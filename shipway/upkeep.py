@@ -8,26 +8,61 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from shipway.artifacts import Digest
-from shipway.errors import ConfigError, ImageMissing, NotConfigured, ShipwayError
-from shipway.oci import evidence, prune, unpack
+from shipway.artifacts import Commit, Digest, short_commit
+from shipway.errors import CheckoutError, ConfigError, ImageMissing, NotConfigured, ShipwayError, ToolMissing
+from shipway.oci import evidence, prune, tested, unpack
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
+from shipway.oci.tested import Newest
 from shipway.results import Cleared, Shown
 from shipway.site import Site
 from shipway.turn import served
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-TESTED = "tested"  # tags the newest image that was built from a passing suite
+_HISTORY = 2000  # commits that are looked at; a tested image that is further behind is found by its time
 
 
 def newest_tested(site: Site) -> Digest:
-    """Return the newest image that was built from a passing suite; raises `ImageMissing`."""
-    if (digest := site.images.tagged(TESTED)) is None:
-        raise ImageMissing(f"{site.images.repository} has no image that was built from a passing suite")
-    return digest
+    """Return the image of the branch's newest commit that has one from a passing suite, and say how old that is.
+
+    Raises `ImageMissing`.
+    """
+    try:
+        commits, whole = site.checkout.history(_HISTORY)
+    except (CheckoutError, ToolMissing) as error:
+        site.tell.warn(f"no history to go by ({error.message}), so the commits' own times decide which is the newest")
+        commits, whole = (), False
+    found = tested.newest(site.images, commits, whole=whole)
+    if commits and found.behind is None:
+        why = "the image does not say its commit" if found.commit is None else "this clone has not got all commits"
+        site.tell.warn(f"{why}, so that the order of commits cannot be told: taking the newest by its time")
+    site.tell.say("deploy", _how_old(found, commits))
+    return found.digest
+
+
+def _how_old(found: Newest, commits: Sequence[Commit]) -> str:
+    """Say which image was chosen, and how far it is behind what is checked out."""
+    what = f"the newest tested image is {found.digest.short}"
+    if found.commit is None:
+        return what
+    what += f", of commit {short_commit(found.commit.id)}"
+    if not commits or found.behind == 0:
+        return what
+    count = f"{_count(found.behind, 'commit')}, " if found.behind else ""
+    return f"{what}: {count}{_age(commits[0].time_s - found.commit.time_s)} behind {short_commit(commits[0].id)}"
+
+
+def _age(seconds: int) -> str:
+    for unit, length_s in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if abs(seconds) >= length_s:
+            return _count(seconds // length_s, unit)
+    return _count(seconds, "second")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 # -- looking -----------------------------------------------------------------------------

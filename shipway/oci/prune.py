@@ -1,9 +1,9 @@
 """What of a registry's repository nobody needs any more, and its deletion.
 
 Owns the question which image may go. One stays when an environment runs it or may go back
-to it, when any tag but its own build id names it, when it is among the last that were
-pushed, when it was pushed within two hours, and when nobody knows when that was, as only its
-provenance says. What shipway did not make is never touched. A memory of layers, or a base,
+to it, when any tag but its own build id and its commit's names it, when it is among the last
+that were pushed, when it was pushed within two hours, and when nobody knows when that was, as
+only its provenance says. What shipway did not make is never touched. A memory of layers, or a base,
 stays as long as an image that stays has all of their layers. A load generator goes two hours
 after it was pushed last: a test that still runs has pulled it, and the next makes it anew.
 
@@ -27,7 +27,7 @@ from typing import Literal, TypeVar
 from shipway.artifacts import Digest, Image
 from shipway.console import Tell
 from shipway.errors import ImageCorrupt, ImageMissing
-from shipway.oci import compose, evidence
+from shipway.oci import compose, evidence, tested
 from shipway.oci.images import Images, document, read_image
 from shipway.oci.referrers import attached, name_for, subject_of
 
@@ -90,7 +90,7 @@ def examine(images: Images, *, in_use: Mapping[Digest, str], newest: int, now_s:
 
 def is_image_name(name: str) -> bool:
     """Tell whether a name is neither one of ours for something else nor one of attachments."""
-    return not (_SPARE_NAME.fullmatch(name) or subject_of(name))
+    return not (_SPARE_NAME.fullmatch(name) or subject_of(name) or tested.is_one(name))
 
 
 def _resolved(images: Images, names: Sequence[str]) -> list[tuple[str, Digest]]:
@@ -188,7 +188,7 @@ def _why_it_stays(
 
 
 def _why_named(image: Image, names: Iterable[str]) -> str | None:
-    tags = sorted(set(names) - {image.build})
+    tags = sorted(name for name in names if name != image.build and not tested.is_one(name))
     return f"tagged {', '.join(tags)}" if tags else None
 
 

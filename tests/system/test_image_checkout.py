@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shipway.artifacts import Snapshot
+from shipway.artifacts import Commit, Snapshot
 from shipway.checkout import Checkout
 from shipway.errors import CheckoutError
 from shipway.proc import Proc
@@ -125,3 +125,25 @@ def test_checkout_is_refused_when_there_is_no_commit(tmp_path: Path, prepare: ob
         Checkout(tmp_path, Proc()).snapshot()
     assert "at least one commit" in caught.value.next
     assert caught.value.tail.startswith("fatal: ")
+
+
+def test_history_has_merges_for_what_was_merged_newest_first(root: Path) -> None:
+    first = _git(root, "rev-parse", "HEAD")
+    _git(root, "checkout", "--quiet", "-b", "side")
+    _git(root, "commit", "--quiet", "--allow-empty", "--message", "on the side")
+    _git(root, "checkout", "--quiet", "-")
+    _git(root, "merge", "--quiet", "--no-ff", "--message", "merged", "side")
+    merged = _git(root, "rev-parse", "HEAD")
+
+    commits, whole = Checkout(root, Proc()).history(10)
+
+    assert (commits, whole) == ((Commit(id=merged, time_s=COMMITTED_S), Commit(id=first, time_s=COMMITTED_S)), True)
+
+
+def test_history_is_not_whole_when_the_clone_is_shallow_or_more_was_not_asked_for(root: Path, tmp_path: Path) -> None:
+    _git(root, "commit", "--quiet", "--allow-empty", "--message", "second")
+    _git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{root}", "shallow")
+
+    assert Checkout(root, Proc()).history(1)[1] is False
+    commits, whole = Checkout(tmp_path / "shallow", Proc()).history(10)
+    assert (len(commits), whole) == (1, False)
