@@ -32,6 +32,8 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 UrlPath = Annotated[str, Field(pattern=r"^/\S*$")]
 AzureCredential = Literal["cli", "managed_identity", "workload_identity", "environment", "certificate"]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+$")]
 Command = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -177,6 +179,29 @@ class RolloutSettings(_Table):
     )
     lock_s: Seconds = Field(30, description="A lock that is not renewed for this long may be taken over.")
     proofs: Annotated[int, Field(ge=1)] = Field(8, description="How often in a row the right build must answer.")
+    context: str | None = Field(
+        None, description="The context of kubectl's configuration; never the current one (target `kubernetes`)."
+    )
+    server: str | None = Field(
+        None, description="The API server's address that this context must have (target `kubernetes`)."
+    )
+    namespace: Label | None = Field(None, description="The namespace of everything (target `kubernetes`).")
+    overlay: str = Field("k8s/base", description="The kustomize folder that is applied (target `kubernetes`).")
+    deployment: Label | None = Field(
+        None, description="The Deployment in it that runs the service; unset is `project.name` (target `kubernetes`)."
+    )
+    container: str | None = Field(
+        None, description="The container in it that gets the image; unset is its first (target `kubernetes`)."
+    )
+    pull_from: str | None = Field(
+        None, description="The repository as nodes know it; unset is `[push] repository` (target `kubernetes`)."
+    )
+    url: Url | None = Field(
+        None, description="The public address; unset is the load balancer's own (target `kubernetes`)."
+    )
+    address_timeout_s: Seconds = Field(
+        300, description="How long a new address or name may take until it answers (target `kubernetes`)."
+    )
 
 
 class LoadCheckSettings(_Table):

@@ -363,6 +363,20 @@ class AddressTaken(RolloutError):
     advice = "stop it, or choose another port: SHIPWAY_ROLLOUT_PORT=8081 invoke release, or invoke run --port 8081"
 
 
+class ClusterRefused(RolloutError):
+    """The cluster refused: a right is lacking, a manifest is not accepted, or another owns a field of it."""
+
+    code = 58
+    advice = "invoke doctor says which rights are lacking and whether the manifests are accepted"
+
+
+class ClusterUnreachable(RolloutError):
+    """The API server did not answer, however long it was asked."""
+
+    code = 59
+    advice = "invoke status, once it answers; then run the same command again"
+
+
 # -- 60 to 69: loadcheck -----------------------------------------------------------------
 
 

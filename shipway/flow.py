@@ -65,7 +65,7 @@ def deploy(
     """
     if kind != "rollback":
         site.require_runnable()
-    wanted = read_image(site.images, digest or upkeep.newest_tested(site))
+    wanted = site.read_image(digest or upkeep.newest_tested(site))
     if digest is None and not allow_downgrade:
         model_stage.require_forward(compose.version(wanted).model, _released_models(site))
     with _turn(site, kind, wanted, wait=wait) as turn:
@@ -243,7 +243,7 @@ def plan(site: Site, *, version: int | None = None) -> Plan:
         serves=bool(live and same and live.healthy),
         is_down=bool(live and same and not live.healthy),
         way_back=None if way_back == planned else way_back,
-        refusal=refusal(site.ledger.attempts(), planned),
+        refusal=refusal(site.ledger.attempts(), planned, manner=site.target.manner),
         downgrade=None if version else model_stage.downgrade(planned.model, _released_models(site)),
     )
 
@@ -258,7 +258,7 @@ def stop(site: Site, *, wait: bool = False) -> Version | None:
 
 def run_here(site: Site, *, port: int | None) -> None:
     """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
-    site.require_runnable()
+    site.require_runnable_here()
     model, composed = _composed(site, allow_downgrade=True)
     suite = test_stage.passed_before(site.state, site.snapshot)
     ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite))
@@ -320,7 +320,7 @@ def _measure_public(site: Site, turn: Turn) -> None:
         turn.held.undo(before)
         if _measure_live(site, turn, before).verdict != "pass":
             site.tell.warn(f"what serves now, {before}, does not pass itself: it goes before the new one is measured")
-            candidate = rollout_stage.start(turn.held, read_image(site.images, turn.version.digest), site.tell)
+            candidate = rollout_stage.start(turn.held, site.read_image(turn.version.digest), site.tell)
             rollout_stage.promote(turn.held, candidate, site.tell)
             rollout_stage.settle(turn.held, site.tell)
             report = _measure_live(site, turn, turn.version)

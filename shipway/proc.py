@@ -100,6 +100,43 @@ class Proc:
         return Completed(argv=words, code=child.returncode, stdout=stdout, tail=_last_lines(stderr))
 
 
+class Beside:
+    """A program that runs beside this one until it is told to end, as `kubectl port-forward` does."""
+
+    def __init__(self, argv: Sequence[str | Path], *, on_line: Callable[[str], None]) -> None:
+        """Start it; stdout and stderr are joined, each line is handed over as it comes, in another thread."""
+        words = [str(word) for word in argv]
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - as in Proc.run
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise ToolMissing(program=words[0]) from error
+        self._reader = Thread(target=self._read, args=(on_line,), daemon=True)
+        self._reader.start()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._child.poll() is None
+
+    def end(self) -> None:
+        """End it and all that it started."""
+        _end(self._child)
+        self._reader.join(_GRACE_S)
+
+    def _read(self, on_line: Callable[[str], None]) -> None:
+        if self._child.stdout is None:  # pragma: no cover - always a pipe, see __init__
+            raise AssertionError
+        with self._child.stdout:
+            for raw in self._child.stdout:
+                on_line(raw.decode("utf-8", "replace").rstrip())
+
+
 @contextlib.contextmanager
 def signals_as_errors() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`, in the main thread.

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from shipway.artifacts import Digest, Snapshot, Version
+from shipway.artifacts import Digest, Image, Snapshot, Version
 from shipway.checkout import Checkout
 from shipway.config import FILE, ImageSettings, Loaded, Settings, load
 from shipway.console import Console
 from shipway.errors import CheckoutError, ConfigError, NotConfigured, ToolMissing
 from shipway.ledger import FileRecords, FileSlot, Ledger, Lock
+from shipway.oci import compose
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
 from shipway.oci.unpack import fetch, unpack
@@ -30,7 +31,10 @@ from shipway.oci.wheels import Target
 from shipway.proc import Proc
 from shipway.stores import Access, Catalogue, Keys, is_elsewhere, open_catalogue
 from shipway.targets import Target as Place
+from shipway.targets.kubectl import Cluster, Kubectl
+from shipway.targets.kubernetes import Kubernetes
 from shipway.targets.local import Local
+from shipway.targets.shared import ConfigMapRecords, LeaseSlot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,33 +156,76 @@ class Site:
     @property
     def ledger(self) -> Ledger:
         """The records of what was tried in this environment."""
-        return Ledger(FileRecords(self._home / "history"))
+        if self._runs_here:
+            return Ledger(FileRecords(self._home / "history"))
+        return Ledger(ConfigMapRecords(self._kubectl, name=self._deployment))
 
     @property
     def lock(self) -> Lock:
         """Who may change this environment now."""
-        return Lock(FileSlot(self._home / "lock.json"), lease_s=self.settings.rollout.lock_s)
+        lease_s = self.settings.rollout.lock_s
+        if self._runs_here:
+            return Lock(FileSlot(self._home / "lock.json"), lease_s=lease_s)
+        return Lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-release"), lease_s=lease_s, doubt_s=lease_s / 2)
 
-    @property
+    @cached_property
     def target(self) -> Place:
         """Where versions run. Raises `NotConfigured` for a target that this installation lacks."""
         settings = self.settings.rollout
-        if settings.target != "local":
+        if self._runs_here:
+            return Local(
+                self._home / "target",
+                settings=settings,
+                tell=self.tell,
+                python=Path(sys.executable),
+                folder_of=self.unpacked,
+            )
+        return Kubernetes(
+            self._kubectl,
+            name=self._deployment,
+            folder=str(self.root / settings.overlay),
+            repository=self.settings.push.repository,
+            platform=Target.of(self.settings.image).platform,
+            settings=settings,
+            service=self.settings.service,
+            tell=self.tell,
+        )
+
+    @property
+    def _runs_here(self) -> bool:
+        settings = self.settings.rollout
+        if settings.target == "swarm":
             raise NotConfigured(
                 f"the target {settings.target!r} of environment {self.environment!r} is not configured",
-                advice="this version runs on the target local: leave --env out, or set [rollout] target",
+                advice="this version runs on the targets local and kubernetes: set [rollout] target",
             )
-        return Local(
-            self._home / "target",
-            settings=settings,
-            tell=self.tell,
-            python=Path(sys.executable),
-            folder_of=self.unpacked,
-        )
+        return settings.target == "local"
+
+    @property
+    def _deployment(self) -> str:
+        return self.settings.rollout.deployment or self.settings.project.name
+
+    @cached_property
+    def _kubectl(self) -> Kubectl:
+        settings = self.settings.rollout
+        if not (settings.context and settings.namespace):
+            raise NotConfigured(
+                f"[rollout] of environment {self.environment!r} does not say which cluster: context and namespace",
+                advice="docs/kubernetes.md shows what release.toml needs",
+            )
+        cluster = Cluster(context=settings.context, namespace=settings.namespace, server=settings.server)
+        return Kubectl(cluster, run=self.proc, tell=self.tell)
 
     def require_runnable(self) -> None:
         """Raise `NotConfigured` or `ConfigError` unless the target can run what would be built."""
-        _ = self.target
+        if self._runs_here:
+            self.require_runnable_here()
+        else:
+            _ = self._kubectl
+            self._require_runnable_by_nodes()
+
+    def require_runnable_here(self) -> None:
+        """Raise `ConfigError` unless the image is made for this machine's Python."""
         image, here = Target.of(self.settings.image), Target.of(ImageSettings())
         if image != here:
             raise ConfigError(
@@ -187,12 +234,38 @@ class Site:
                 advice="invoke build and invoke push work; to run it here, leave [image] python and platform out",
             )
 
+    def _require_runnable_by_nodes(self) -> None:
+        image, where = self.settings.image, f"[env.{self.environment}"
+        if self.settings.push.repository == "layout":
+            raise ConfigError(
+                "nodes pull images from a registry, and [push] repository is the layout on this machine",
+                advice=f"name one: {where}.push] repository",
+            )
+        if image.builder == "layers" and image.base == "scratch":
+            raise ConfigError(
+                "an image for a cluster needs a base with Python, and [image] base is scratch",
+                advice=f"name one by digest, or the Dockerfile: {where}.image] base",
+            )
+        if image.python == "host":
+            raise ConfigError(
+                "[image] python is this machine's, which says nothing of the base's",
+                advice=f"say which Python the base has: {where}.image] python",
+            )
+
+    def read_image(self, digest: Digest) -> Image:
+        """Return what is known of an image; one that served is known to the target, without any registry."""
+        if kept := self.target.image(digest):
+            image = compose.parse(*kept)
+            if image.digest == digest:
+                return image
+        return read_image(self.images, digest)
+
     def golden(self, version: Version) -> Path:
         """Return a model folder that has the golden exchanges of what a version holds.
 
         Where versions do not run on this machine it comes from the store, and holds nothing else.
         """
-        if self.settings.rollout.target == "local":
+        if self._runs_here:
             return self.unpacked(version.digest) / version.model.folder
         return self.catalogue.golden_exchanges(version.model, cache=self.cache, tell=self.tell)
 

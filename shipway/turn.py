@@ -87,7 +87,7 @@ class Turn:
     def refuse_what_failed(self, *, force: bool) -> None:
         """Raise `RefusedBefore` for a digest that failed, or was rolled back, here; `force` lets it try again."""
         records = self.ledger.attempts()
-        if not force and (why := refusal(records, self.version)):
+        if not force and (why := refusal(records, self.version, manner=self.target.manner)):
             raise RefusedBefore(f"{self.version} {why}", advice=self._instead(records))
 
     def _instead(self, records: Sequence[Record]) -> str:
@@ -149,7 +149,7 @@ def take(
         for dead in ledger.close_dead():
             tell.warn(f"attempt {dead.number} ({dead.kind} by {dead.who}) was killed; going on from what it left")
         previous = target.current()
-        facts = {"version": asdict(version), "digest": version.digest}
+        facts = {"version": asdict(version), "digest": version.digest, "manner": target.manner}
         if previous:
             facts["previous"] = asdict(previous.version)
         attempt = ledger.begin(kind, who=who, **facts)
@@ -171,13 +171,17 @@ def take(
             raise
 
 
-def refusal(records: Sequence[Record], version: Version) -> str | None:
-    """Return why this digest is not rolled out again: the last verdict on it was bad, or a person left it."""
+def refusal(records: Sequence[Record], version: Version, *, manner: str | None = None) -> str | None:
+    """Return why this digest is not rolled out again: the last verdict on it was bad, or a person left it.
+
+    With `manner`, a verdict on the same image that ran in another one does not count.
+    """
     for record in reversed(records):
         about = record.facts.get("digest") == version.digest
         if about and record.outcome in _GOOD:
             return None
-        if about and record.facts.get("its_fault"):
+        same = manner is None or record.facts.get("manner", manner) == manner
+        if about and same and record.facts.get("its_fault"):
             return f"failed here before (attempt {record.number}: {record.facts.get('error')})"
         left = record.facts.get("previous", {}).get("digest") == version.digest
         if left and record.outcome == "rolled back":

@@ -43,6 +43,10 @@ class Target(Protocol):
     def url(self) -> str:
         """The public address, or an empty text while nobody knows it."""
 
+    @property
+    def manner(self) -> str:
+        """What besides the image decides how a version runs here, such as manifests: another one is another try."""
+
     def current(self) -> Live | None:
         """Return what users are served, as it really is; `None` when nothing was settled since the last stop."""
 
@@ -51,6 +55,9 @@ class Target(Protocol):
 
     def digests(self) -> frozenset[Digest]:
         """Return the versions that are in use, or that one goes back to without the images' own place."""
+
+    def image(self, digest: Digest) -> tuple[bytes, bytes] | None:
+        """Return the manifest and the configuration of an image that served here, where the target keeps them."""
 
     def looks(self) -> Mapping[str, Callable[[], str]]:
         """Return what `invoke doctor` looks at here: each raises a `ShipwayError`, or says what was seen."""

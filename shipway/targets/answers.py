@@ -1,13 +1,14 @@
 """Ask a running service, one new connection a question.
 
 Owns what counts as an answer: a service that cannot be reached, or says something else,
-gives `None`, never an exception.
+gives `None`, never an exception. TLS is verified as any client of this machine would.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import socket
 from urllib.parse import urlsplit
 
 from shipway.config import ServiceSettings
@@ -25,8 +26,11 @@ def ready(url: str, service: ServiceSettings) -> bool:
 def build(url: str, service: ServiceSettings) -> str | None:
     """Return the build id that answers now."""
     status, body = _get(url, service.version_path)
-    if status != http.client.OK:
-        return None
+    return told(body, service) if status == http.client.OK else None
+
+
+def told(body: bytes, service: ServiceSettings) -> str | None:
+    """Return the build id in an answer's body."""
     try:
         answer = json.loads(body)
     except ValueError:
@@ -35,9 +39,20 @@ def build(url: str, service: ServiceSettings) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def unresolved(url: str) -> str | None:
+    """Say why the name in a URL leads nowhere yet, or `None` when it does."""
+    host = urlsplit(url).hostname or ""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"{host} does not resolve yet ({error.strerror or error})"
+    return None
+
+
 def _get(url: str, path: str) -> tuple[int | None, bytes]:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", path, headers={"Connection": "close"})
         answer = connection.getresponse()

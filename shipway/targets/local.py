@@ -69,6 +69,11 @@ class Local:
         """The public address."""
         return self._address.url
 
+    @property
+    def manner(self) -> str:
+        """Nothing: an image is all."""
+        return ""
+
     # -- what is served ----------------------------------------------------------------------
 
     def current(self) -> Live | None:
@@ -98,6 +103,9 @@ class Local:
         settled = self._shelf.settled()
         names = {*self._running(), *self._daemon.added(), *([settled.workers.name] if settled else ())}
         return frozenset(workers.version.digest for workers in self._shelf.all() if workers.name in names)
+
+    def image(self, digest: Digest) -> None:
+        """Keep none: the images' own place is on this machine."""
 
     def looks(self) -> Mapping[str, Callable[[], str]]:
         """Look whether it is well, or could be started: `AddressTaken` names who listens."""

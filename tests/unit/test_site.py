@@ -23,7 +23,16 @@ store = "gs://bucket/models"
 [env.cloud.push]
 repository = "registry.example/thing"
 [env.cloud.rollout]
+target = "swarm"
+[env.cluster.push]
+repository = "registry.example/thing"
+[env.cluster.image]
+base = "Dockerfile"
+python = "3.13"
+[env.cluster.rollout]
 target = "kubernetes"
+context = "there"
+namespace = "shop"
 """
 
 
@@ -31,7 +40,7 @@ target = "kubernetes"
     ("part", "named"),
     [
         (lambda site: site.catalogue, "gs://bucket/models"),
-        (lambda site: site.target, "kubernetes"),
+        (lambda site: site.target, "swarm"),
     ],
 )
 def test_part_is_not_configured_when_it_is_in_a_cloud(
@@ -69,3 +78,36 @@ def test_local_target_is_accepted_when_the_image_is_for_this_machine(tmp_path: P
     (tmp_path / "release.toml").write_text(SETTINGS)
 
     Site.open(tmp_path, environment=None, environ={}).require_runnable()
+
+
+def test_cluster_is_accepted_when_all_is_said(tmp_path: Path) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS)
+
+    Site.open(tmp_path, environment="cluster", environ={}).require_runnable()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("SHIPWAY_IMAGE_BASE", "scratch", "needs a base with Python"),
+        ("SHIPWAY_IMAGE_PYTHON", "host", "says nothing of the base's"),
+        ("SHIPWAY_PUSH_REPOSITORY", "layout", "nodes pull images from a registry"),
+    ],
+)
+def test_cluster_is_refused_when_its_nodes_could_not_run_the_image(
+    tmp_path: Path, variable: str, value: str, told: str
+) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS)
+    site = Site.open(tmp_path, environment="cluster", environ={variable: value})
+
+    with pytest.raises(ConfigError, match=told) as caught:
+        site.require_runnable()
+
+    assert "[env.cluster." in caught.value.next
+
+
+def test_cluster_is_not_configured_when_nothing_says_which(tmp_path: Path) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS.replace('context = "there"', ""))
+
+    with pytest.raises(NotConfigured, match="which cluster"):
+        _ = Site.open(tmp_path, environment="cluster", environ={}).target

@@ -40,6 +40,7 @@ class Target:
     during_undo: Callable[[], None] = lambda: None
 
     url = "http://127.0.0.1:8080"
+    manner = ""
 
     def current(self) -> Live:
         return Live(version=OLD, url=self.url, since=0.0, builds=(OLD.build,), healthy=self.healthy)

@@ -1,0 +1,635 @@
+"""The Kubernetes target: versions run as a Deployment, whose image is a digest.
+
+Owns what a promotion and an undo are here. A candidate is the same pod template once, under
+labels that no Service for users selects. A promotion applies what kustomize makes of `k8s/`,
+server-side, and watches the rolling update; every replica is asked for its build, one by one,
+and then the public address, from here. Which version is to serve (the one that was settled
+last) stands in an annotation of the Deployment, and how it was applied in a record beside it,
+so that going back needs neither the checkout nor the registry. How many replicas there are is
+not our business. What is not said of a function here is said in `Target`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from shipway.artifacts import Digest, Image, Version
+from shipway.config import RolloutSettings, ServiceSettings
+from shipway.console import Tell
+from shipway.errors import (
+    CandidateFailed,
+    ClusterRefused,
+    ConfigError,
+    NotReady,
+    PromotionFailed,
+    RolloutError,
+    ShipwayError,
+    UndoFailed,
+    WrongBuild,
+)
+from shipway.targets import Candidate, Live, answers, launch, manifests, progress
+from shipway.targets.forward import Forward, Start, start_beside
+from shipway.targets.kubectl import Kubectl, Object
+from shipway.targets.progress import Progress
+
+_POLL_S = 1.0
+_DOUBT_S = 15.0  # a registry may be back in a moment; what is not there then never comes
+_SETTLING_S = 30.0
+_LOG_LINES = 15
+_RECORDS = 20
+_WATCHED = "replicasets.apps,pods"
+
+# What `invoke doctor` asks for; k8s/setup gives exactly this.
+RIGHTS = (
+    *((verb, "deployments.apps") for verb in ("get", "list", "create", "patch", "delete")),
+    *((verb, "services") for verb in ("get", "list", "create", "patch", "delete")),
+    *((verb, "configmaps") for verb in ("get", "list", "create", "update", "patch", "delete")),
+    *((verb, "leases.coordination.k8s.io") for verb in ("get", "create", "update")),
+    *((verb, "pods") for verb in ("get", "list")),
+    ("list", "replicasets.apps"),
+    ("list", "events"),
+    ("get", "pods/log"),
+    ("get", "pods/proxy"),
+    ("create", "pods/portforward"),
+    ("patch", "deployments.apps/scale"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settled:
+    version: Version
+    since: float
+    record: str | None
+
+
+class Kubernetes:
+    """One service in one namespace; a `Target`."""
+
+    def __init__(
+        self,
+        kubectl: Kubectl,
+        *,
+        name: str,
+        folder: str,
+        repository: str,
+        platform: str,
+        settings: RolloutSettings,
+        service: ServiceSettings,
+        tell: Tell,
+        start: Start = start_beside,
+        ask: Callable[[str, ServiceSettings], str | None] = answers.build,
+        unresolved: Callable[[str], str | None] = answers.unresolved,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Run the Deployment `name` of the kustomize `folder`, its image from `repository`.
+
+        `service` says how a version is asked of which nothing else is known.
+        """
+        self._kubectl = kubectl
+        self._name = name
+        self._folder = folder
+        self._repository = settings.pull_from or repository
+        self._platform = platform
+        self._settings = settings
+        self._service = service
+        self._tell = tell
+        self._start = start
+        self._ask = ask
+        self._unresolved = unresolved
+        self._sleep = sleep
+        self._clock = clock
+        self._forward: Forward | None = None
+        self._wanted: list[Object] = []
+        self._began_with: list[str] = []
+        self._record_before: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The name that the settings say, else the load balancer's address, else an empty text."""
+        return self._settings.url or self._address() or ""
+
+    @property
+    def manner(self) -> str:
+        """The hash of the manifests."""
+        return manifests.fingerprint(self._render())
+
+    # -- what is served ----------------------------------------------------------------------
+
+    def current(self) -> Live | None:
+        """Return what was settled last, and what the Deployment's pods are now."""
+        deployment = self._deployment()
+        if deployment is None:
+            return None
+        settled = _settled(deployment)
+        if settled is None:
+            self._tell.warn(f"the Deployment {self._name} is there, but no release of it was ever finished")
+            return None
+        state = self._look(deployment)
+        running = {version.build: None for pod in self._serving() if (version := manifests.version_of(pod))}
+        template = manifests.version_of(deployment["spec"]["template"])
+        url = self.url
+        healthy = state.done and template is not None and template.digest == settled.version.digest
+        answer = self._ask(url, self._service) if url else None
+        return Live(
+            version=settled.version,
+            url=url,
+            since=settled.since,
+            builds=tuple(running),
+            healthy=healthy and answer == settled.version.build and tuple(running) == (settled.version.build,),
+        )
+
+    def is_as_wanted(self, live: Live) -> bool:
+        """Say whether the manifests that are live are those of the checkout, and the address is the settings'."""
+        deployment = self._deployment()
+        wanted = manifests.record_name(self._name, live.version.digest, self._render())
+        return deployment is not None and manifests.record_of(deployment) == wanted and live.url == self.url
+
+    def digests(self) -> frozenset[Digest]:
+        """Return what runs, and what is to serve."""
+        deployment = self._deployment()
+        settled = _settled(deployment) if deployment else None
+        found = [manifests.version_of(pod) for pod in self._pods(deployment)] if deployment else []
+        found += [settled.version] if settled else []
+        return frozenset(version.digest for version in found if version)
+
+    def looks(self) -> Mapping[str, Callable[[], str]]:
+        """Look at the cluster, our rights in it, its nodes, the manifests, and what serves."""
+        return {
+            "cluster": self._look_at_cluster,
+            "rights": self._look_at_rights,
+            "nodes": self._look_at_nodes,
+            "manifests": self._look_at_manifests,
+            "target": self._look_at_target,
+        }
+
+    def image(self, digest: Digest) -> tuple[bytes, bytes] | None:
+        """Return the manifest and the configuration of an image that served here, where its record is kept."""
+        found = self._record(digest)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return manifests.recorded_image(found) if found else None
+        return None
+
+    def logs(self) -> str:
+        """Return the last lines of every replica."""
+        deployment = self._deployment()
+        pods = self._pods(deployment) if deployment else []
+        return "\n".join(
+            f"==> {pod['metadata']['name']}\n{self._kubectl.logs(pod['metadata']['name'], container=name, lines=100)}"
+            for pod in pods
+            for name in [pod["spec"]["containers"][0]["name"]]
+        )
+
+    # -- what a release does, in this order --------------------------------------------------
+
+    def start(self, version: Version, image: Image, *, as_before: bool) -> Candidate:
+        """Apply the candidate and lead a port of this machine to it."""
+        self._service = launch.service(image.config)
+        self._require_ours()
+        self.discard_candidate()
+        self._wanted = (as_before and self._recorded(version.digest)) or self._released(version)
+        wanted = manifests.find(self._wanted, self._name)
+        beside = manifests.candidate(wanted, port=self._service.port)
+        labels = manifests.pod_labels(beside[0])
+        services = [*self._wanted, *self._kubectl.find("services")]
+        own = manifests.candidate_name(self._name)
+        manifests.require_unreachable(labels, (each for each in services if each["kind"] == "Service"), own=own)
+        self._keep_record(version, image)
+        self._began_with = self._kubectl.existing(self._wanted)
+        self._tell.say("rollout", f"starting {version} as {own}")
+        try:
+            lacking = [each for each in manifests.needed(self._wanted) if not self._was_there(each)]
+            self._kubectl.apply([*lacking, *beside], force=True)
+            self._watch(own, error=CandidateFailed, limit_s=self._service.start_timeout_s)
+            return Candidate(version=version, url=self._proven(own, version))
+        except BaseException:
+            with contextlib.suppress(ShipwayError):  # what went wrong first is what counts
+                self.discard_candidate()
+            raise
+
+    def promote(self, candidate: Candidate) -> None:
+        """Apply what the candidate was made of; its own room is what the rolling update needs."""
+        self._require_alive(manifests.candidate_name(self._name))
+        self.discard_candidate()
+        is_new = self._deployment() is None
+        self._tell.say("rollout", f"applying {candidate.version}")
+        self._kubectl.apply(self._wanted)
+        if is_new and (count := manifests.replicas(self._wanted, self._name)):
+            self._kubectl.scale("deployment.apps", self._name, count)
+        self._watch(self._name, error=PromotionFailed, limit_s=self._rollout_s())
+        self._require_replicas(candidate.version, error=PromotionFailed)
+        self._require_public(candidate.version, error=PromotionFailed)
+
+    def met(self, version: Version, before: Version | None) -> tuple[Version, ...]:  # noqa: ARG002 - it is gone by then
+        """Return the new one alone."""
+        return (version,)
+
+    def settle(self) -> None:
+        """Wait until the replicas before have ended; write down what serves."""
+        deployment = self._deployment()
+        version = manifests.version_of(deployment["spec"]["template"]) if deployment else None
+        if deployment is None or version is None:
+            raise PromotionFailed("nothing was promoted that could be settled")
+        before = _settled(deployment)
+        self._settle(deployment, version)
+        self._await_alone(version, error=PromotionFailed)
+        self.discard_candidate()
+        self._tidy(manifests.record_of(deployment), before.record if before else None)
+
+    def undo(self, previous: Version | None) -> None:
+        """Apply what was recorded of `previous`, unless it was never replaced; say how long that took."""
+        began = self._clock()
+        try:
+            self.discard_candidate()
+            if previous is None:
+                self._remove_all()
+            else:
+                self._go_back(previous)
+        except Exception as error:  # whatever it was, a person must know that going back failed
+            raise UndoFailed(
+                f"going back to {previous or 'nothing'} failed: {error}",
+                serving=f"kubectl --context {self._kubectl.cluster.context} "
+                f"--namespace {self._kubectl.cluster.namespace} get deployment,pods shows what is there.",
+            ) from error
+        self._tell.say("rollout", f"undone in {self._clock() - began:.0f} s")
+
+    def discard_candidate(self) -> None:
+        """Remove the candidate, and what leads to it."""
+        if self._forward:
+            self._forward.close()
+            self._forward = None
+        own = manifests.candidate_name(self._name)
+        self._kubectl.delete([f"deployment.apps/{own}", f"service/{own}"])
+
+    def stop(self) -> None:
+        """Delete what was applied, but for the Services: they hold the public address."""
+        self.discard_candidate()
+        deployment = self._deployment()
+        if deployment is None:
+            return
+        objects = self._objects(manifests.record_of(deployment)) or [deployment]
+        names = manifests.names(objects, but=frozenset({"Service"}))
+        self._tell.say("rollout", f"deleting {', '.join(names)}; Services stay, with their addresses")
+        self._kubectl.delete(names, wait=True)
+        self._await_no_pods(deployment)
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _render(self) -> list[Object]:
+        return self._kubectl.render(self._folder)
+
+    def _released(self, version: Version) -> list[Object]:
+        return manifests.released(
+            self._render(),
+            name=self._name,
+            container=self._settings.container,
+            image=f"{self._repository}@{version.digest}",
+            version=version,
+        )
+
+    def _require_ours(self) -> None:
+        """Raise `ConfigError` for a Deployment that something else made: nobody could go back to it."""
+        deployment = self._deployment()
+        settled = _settled(deployment) if deployment else None
+        self._record_before = settled.record if settled else None
+        if deployment and not manifests.version_of(deployment["spec"]["template"]):
+            raise ConfigError(
+                f"the Deployment {self._name} was not made by shipway, so nobody could go back to it",
+                advice="delete it, or give the one in [rollout] overlay another name and [rollout] deployment that",
+            )
+
+    def _keep_record(self, version: Version, image: Image) -> None:
+        """Write down how it is applied, before it is."""
+        documents = (image.manifest, image.config)
+        self._kubectl.apply([manifests.record(self._wanted, name=self._name, version=version, image=documents)])
+
+    def _proven(self, own: str, version: Version) -> str:
+        """Lead a port to the candidate, and have it say the right build there, some times in a row."""
+        cluster = self._kubectl.cluster
+        argv = partial(_forwarded, cluster.forward, f"service/{own}", self._service.port)
+        self._forward = Forward(argv, tell=self._tell, start=self._start)
+        self._forward.open()
+        deadline, in_a_row = self._clock() + _SETTLING_S, 0
+        while in_a_row < self._settings.proofs:
+            answer = self._ask(self._forward.url, self._service)
+            in_a_row = in_a_row + 1 if answer == version.build else 0
+            if answer not in (None, version.build) or (not in_a_row and self._clock() > deadline):
+                said = f"build {answer} answered" if answer else "nothing told its build"
+                raise WrongBuild(f"{version} was expected of {own}, but {said}", tail=self._words(own))
+            if not in_a_row:
+                self._sleep(_POLL_S)
+        return self._forward.url
+
+    def _require_alive(self, own: str) -> None:
+        """Raise `CandidateFailed` when the candidate is not there any more as it was started."""
+        deployment = self._deployment(own)
+        state = self._look(deployment) if deployment else None
+        again = sum(map(progress.restarts, state.pods)) if state else 0
+        if again or state is None or not state.done:
+            what = f"ended and was started again ({again} times)" if again else "is not ready any more"
+            raise CandidateFailed(f"{own} {what} while it was measured", tail=self._words(own))
+
+    def _watch(self, name: str, *, error: type[RolloutError], limit_s: float) -> None:
+        """Say what changes until all of a Deployment's replicas are new and available.
+
+        Raises `error` with events and last log lines, at once when it is hopeless.
+        """
+        began, told, doubts = self._clock(), "", dict[str, float]()
+        while True:
+            deployment = self._deployment(name)
+            if deployment is None:
+                raise error(f"somebody deleted the Deployment {name}")
+            state, now = self._look(deployment), self._clock()
+            if state.done:
+                return
+            if state.told != told:
+                self._tell.say("rollout", f"{name}: {state.told}")
+                told = state.told
+            doubts = {state.doubtful: doubts.get(state.doubtful, now)} if state.doubtful else {}
+            if state.hopeless or any(now - since > _DOUBT_S for since in doubts.values()):
+                raise error(f"{name} cannot start: {state.hopeless or state.doubtful}", tail=self._words(name))
+            if now - began > limit_s:
+                raise error(f"{name} was not ready within {limit_s:g} s: {state.told}", tail=self._words(name))
+            self._tell.live("rollout", f"{name}: {state.told}, {now - began:.0f} of {limit_s:.0f} s")
+            self._sleep(_POLL_S)
+
+    def _require_replicas(self, version: Version, *, error: type[RolloutError]) -> None:
+        """Have every replica that is sent requests say the right build, each asked itself."""
+        deadline = self._clock() + _SETTLING_S
+        while True:
+            asked = {pod["metadata"]["name"]: self._build_of(pod) for pod in self._serving()}
+            wrong = {name: build for name, build in asked.items() if build != version.build}
+            if asked and not wrong:
+                build = f"build {version.build[:12]}"
+                self._tell.say("rollout", f"asked one by one, {len(asked)} of {len(asked)} replicas say {build}")
+                return
+            if self._clock() > deadline:
+                said = ", ".join(f"{name} says {build or 'nothing'}" for name, build in wrong.items())
+                raise error(f"{version} was expected of every replica: {said or 'there is none'}")
+            self._sleep(_POLL_S)
+
+    def _build_of(self, pod: Object) -> str | None:
+        body = self._kubectl.proxied(pod["metadata"]["name"], self._service.port, self._service.version_path)
+        return answers.told(body, self._service) if body else None
+
+    def _require_public(self, version: Version, *, error: type[RolloutError]) -> None:
+        """Have the load balancer's address, and the name for it, say the right build, asked from here."""
+        asked: list[Callable[[], str | None]] = [self._address] if self._address() is not None else []
+        if self._settings.url:
+            asked.append(lambda: self._settings.url)
+        if not asked:
+            raise error(
+                f"users have no address for {self._name}",
+                advice="make its Service one of type LoadBalancer, or say the address in [rollout] url",
+            )
+        for address in asked:
+            url = self._answering(address, version, error=error)
+            self._tell.say("rollout", f"build {version.build[:12]} answers on {url}")
+
+    def _answering(self, address: Callable[[], str | None], version: Version, *, error: type[RolloutError]) -> str:
+        """Return the address once the right build answers on it; say what is waited for."""
+        began, told, url, in_a_row = self._clock(), "", "", 0
+        while in_a_row < self._settings.proofs:
+            url = url or address() or ""
+            why = self._unresolved(url) if url else f"the Service of {self._name} has no address yet"
+            answer = None if why else self._ask(url, self._service)
+            in_a_row = in_a_row + 1 if answer == version.build else 0
+            if in_a_row:
+                continue
+            why = why or (f"build {answer} answers on {url}" if answer else f"nobody answers on {url} yet")
+            if self._clock() - began > (_SETTLING_S if answer else self._settings.address_timeout_s):
+                raise error(f"{version} does not answer users: {why}, after {self._clock() - began:.0f} s")
+            if why != told:
+                self._tell.say("rollout", f"waiting: {why}")
+                told = why
+            self._sleep(_POLL_S)
+        return url
+
+    def _settle(self, deployment: Object, version: Version) -> None:
+        """Write down that this version is the one to serve, and that its record is a good one."""
+        settled, record = _settled(deployment), manifests.record_of(deployment)
+        if settled is None or (settled.version, settled.record) != (version, record):
+            facts = json.dumps({"version": asdict(version), "since": time.time(), "record": record})
+            self._kubectl.annotate("deployment.apps", self._name, {manifests.SETTLED: facts})
+        if record:
+            self._kubectl.annotate("configmap", record, {manifests.SETTLED: f"{time.time():.3f}"})
+
+    def _await_alone(self, version: Version, *, error: type[RolloutError]) -> None:
+        """Wait until the pods of all other versions have ended."""
+        began, limit_s = self._clock(), self._grace_s() + _SETTLING_S
+        while others := [
+            pod["metadata"]["name"]
+            for pod in self._pods(self._deployment())
+            if (found := manifests.version_of(pod)) is None or found.digest != version.digest
+        ]:
+            if self._clock() - began > limit_s:
+                raise error(f"{', '.join(others)} of another version did not end within {limit_s:g} s")
+            self._tell.live("rollout", f"{', '.join(others)} finish their requests and end")
+            self._sleep(_POLL_S)
+
+    def _go_back(self, previous: Version) -> None:
+        deployment = self._deployment()
+        record = self._record_of(previous)
+        there = manifests.record_of(deployment) if deployment else None
+        template = manifests.version_of(deployment["spec"]["template"]) if deployment else None
+        if template != previous or (record and there != record["metadata"]["name"]):
+            objects = self._objects(record["metadata"]["name"]) if record else []
+            if not objects:
+                raise RolloutError(f"the record of {previous} is gone, so nobody knows how it was applied")
+            self._tell.say("rollout", f"applying {previous} again, as it was recorded")
+            self._kubectl.apply(objects, force=True)
+            self._watch(self._name, error=RolloutError, limit_s=self._rollout_s())
+            self._kubectl.delete(manifests.names(self._objects(there), without=objects))
+        elif self._wanted:
+            self._kubectl.delete(self._not_there_before(self._wanted))
+        self._require_replicas(previous, error=RolloutError)
+        self._require_public(previous, error=RolloutError)
+        if deployment := self._deployment():
+            self._settle(deployment, previous)
+
+    def _remove_all(self) -> None:
+        """Delete what the first release applied; what was there before it, such as an address that was kept, stays."""
+        deployment = self._deployment()
+        objects = self._wanted or (self._objects(manifests.record_of(deployment)) if deployment else [])
+        self._kubectl.delete(self._not_there_before(objects), wait=True)
+        if deployment:
+            self._await_no_pods(deployment)
+
+    def _was_there(self, thing: Object) -> bool:
+        """Say whether an object of what is wanted was there before this turn."""
+        return manifests.named(thing) in self._began_with
+
+    def _not_there_before(self, objects: Iterable[Object]) -> list[str]:
+        return [name for name in manifests.names(objects) if name not in self._began_with]
+
+    def _await_no_pods(self, deployment: Object) -> None:
+        deadline = self._clock() + self._grace_s() + _SETTLING_S
+        while self._pods(deployment) and self._clock() < deadline:
+            self._sleep(_POLL_S)
+
+    def _tidy(self, record: str | None, before: str | None) -> None:
+        """Delete what the release before applied and this one does not, and old records."""
+        if record and before and record != before:
+            left = manifests.names(self._objects(before), without=self._objects(record))
+            if left:
+                self._tell.say("rollout", f"deleting what is not applied any more: {', '.join(left)}")
+            self._kubectl.delete(left)
+        old = [each["metadata"]["name"] for each in self._records()[:-_RECORDS]]
+        self._kubectl.delete([f"configmap/{name}" for name in old if name not in (record, before)])
+
+    # -- what doctor looks at ----------------------------------------------------------------
+
+    def _look_at_cluster(self) -> str:
+        self._kubectl.require_right_cluster()
+        cluster, (ours, theirs) = self._kubectl.cluster, self._kubectl.versions()
+        apart = abs(_minor(ours) - _minor(theirs))
+        skew = "" if apart <= 1 else f"; kubectl {ours} is {apart} versions apart, and one is supported"
+        return f"{cluster.context} ({self._kubectl.server()}), namespace {cluster.namespace}, {theirs}{skew}"
+
+    def _look_at_rights(self) -> str:
+        lacking = [f"{verb} {what}" for verb, what in RIGHTS if not self._kubectl.may(verb, what)]
+        if lacking:
+            raise NotReady(f"you may not {', '.join(lacking)}", advice="an administrator: kubectl apply -k k8s/setup")
+        return f"all {len(RIGHTS)} that a release needs"
+
+    def _look_at_nodes(self) -> str:
+        try:
+            nodes = self._kubectl.find("nodes")
+        except ClusterRefused:
+            return "you may not look at them, and need not"
+        fit = [node["metadata"]["name"] for node in nodes if _platform(node) == self._platform]
+        if not fit:
+            raise NotReady(f"no node runs {self._platform}, which is what [image] is made for")
+        return f"{len(fit)} of {len(nodes)} run {self._platform}"
+
+    def _look_at_manifests(self) -> str:
+        objects = self._render()
+        manifests.candidate(manifests.find(objects, self._name), port=self._service.port)
+        self._kubectl.apply(objects, dry_run=True)
+        return f"{self._folder}: {len(objects)} objects, accepted"
+
+    def _look_at_target(self) -> str:
+        live = self.current()
+        if live is None:
+            return "nothing serves"
+        return f"{live.version} on {live.url or '(no address)'}, {'healthy' if live.healthy else 'not healthy'}"
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def _deployment(self, name: str | None = None) -> Object | None:
+        return self._kubectl.get("deployments.apps", name or self._name)
+
+    def _look(self, deployment: Object) -> Progress:
+        found = self._kubectl.find(_WATCHED, labels=manifests.selector(deployment))
+        sets = [each for each in found if each["kind"] == "ReplicaSet"]
+        return progress.look(deployment, sets, [each for each in found if each["kind"] == "Pod"])
+
+    def _pods(self, deployment: Object | None) -> list[Object]:
+        return self._kubectl.find("pods", labels=manifests.selector(deployment)) if deployment else []
+
+    def _serving(self) -> list[Object]:
+        return [pod for pod in self._pods(self._deployment()) if progress.is_ready(pod)]
+
+    def _records(self) -> list[Object]:
+        """Return what is kept of releases; those that were settled come last, the latest at the end."""
+        found = self._kubectl.find("configmaps", labels={manifests.RELEASE: self._name})
+        return sorted(found, key=manifests.settled_at)
+
+    def _record(self, digest: Digest) -> Object | None:
+        """Return the record of how this image was applied when it was settled last."""
+        ours = (each for each in reversed(self._records()) if manifests.settled_at(each)[0])
+        return next((each for each in ours if manifests.digest_of(each) == digest), None)
+
+    def _record_of(self, previous: Version) -> Object | None:
+        """Return the record of what was live when this turn began."""
+        found = self._kubectl.get("configmaps", self._record_before) if self._record_before else None
+        return found if found and manifests.digest_of(found) == previous.digest else self._record(previous.digest)
+
+    def _recorded(self, digest: Digest) -> list[Object]:
+        found = self._record(digest)
+        return self._objects(found["metadata"]["name"]) if found else []
+
+    def _objects(self, record: str | None) -> list[Object]:
+        found = self._kubectl.get("configmaps", record) if record else None
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return manifests.recorded(found) if found else []
+        return []
+
+    def _services(self) -> list[Object]:
+        deployment = self._deployment()
+        labels = manifests.pod_labels(deployment) if deployment else {}
+        found = [each for each in self._kubectl.find("services") if manifests.selects(each, labels)]
+        return sorted(found, key=lambda each: each["spec"].get("type") != "LoadBalancer")
+
+    def _address(self) -> str | None:
+        """Return the load balancer's address; an empty text while it has none, `None` where there is none."""
+        service = next((each for each in self._services() if each["spec"].get("type") == "LoadBalancer"), None)
+        if service is None:
+            return None
+        given = next(iter(service.get("status", {}).get("loadBalancer", {}).get("ingress") or ()), None)
+        if given is None:
+            return ""
+        host, port = given.get("ip") or given["hostname"], service["spec"]["ports"][0]["port"]
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}" if port == 80 else f"http://{host}:{port}"  # noqa: PLR2004 - HTTP's own
+
+    def _grace_s(self) -> float:
+        deployment = self._deployment()
+        template = deployment["spec"]["template"]["spec"] if deployment else {}
+        return float(template.get("terminationGracePeriodSeconds", 30))
+
+    def _rollout_s(self) -> float:
+        """Return how long a rolling update may take: every replica starts, stays, and another one ends."""
+        deployment = self._deployment()
+        spec = deployment["spec"] if deployment else {}
+        each_s = self._service.start_timeout_s + float(spec.get("minReadySeconds", 0)) + self._grace_s()
+        return each_s * max(2, int(spec.get("replicas", 1)))
+
+    def _words(self, name: str) -> str:
+        """Return what the cluster and the pods of a Deployment said last: events, then log lines."""
+        with contextlib.suppress(ShipwayError):
+            deployment = self._deployment(name)
+            state = self._look(deployment) if deployment else None
+            pods = state.pods if state else ()
+            about = [*([deployment] if deployment else []), *pods]
+            lines = progress.events(self._kubectl.find("events"), about)
+            return "\n".join([*lines, *self._last_lines(pods)])
+        return ""
+
+    def _last_lines(self, pods: Iterable[progress.Object]) -> list[str]:
+        lines: list[str] = []
+        for pod in pods:
+            name, spec = pod["metadata"]["name"], pod["spec"]
+            container = self._settings.container or spec["containers"][0]["name"]
+            for previous in (True, False):
+                said = self._kubectl.logs(name, container=container, lines=_LOG_LINES, previous=previous)
+                if said:
+                    lines += [f"-- {name}{', before it was started again' if previous else ''}:", *said.splitlines()]
+        return lines
+
+
+def _settled(deployment: Object) -> _Settled | None:
+    said = deployment["metadata"].get("annotations", {}).get(manifests.SETTLED)
+    try:
+        facts = json.loads(said or "")
+        return _Settled(version=Version.of(facts["version"]), since=float(facts["since"]), record=facts.get("record"))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _forwarded(forward: Callable[..., tuple[str, ...]], what: str, remote: int, local: int) -> tuple[str, ...]:
+    return forward(what, local=local, remote=remote)
+
+
+def _platform(node: Object) -> str:
+    info = node["status"]["nodeInfo"]
+    return f"{info['operatingSystem']}/{info['architecture']}"
+
+
+def _minor(version: str) -> int:
+    return int(version.removeprefix("v").split(".")[1])

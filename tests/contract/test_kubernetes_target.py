@@ -1,0 +1,345 @@
+"""The Kubernetes target on an API server in memory: every way in which a release can end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from shipway.artifacts import Digest, Image, ModelRef, Version
+from shipway.config import RolloutSettings, ServiceSettings
+from shipway.console import Console
+from shipway.errors import (
+    CandidateFailed,
+    ClusterRefused,
+    ConfigError,
+    PromotionFailed,
+    RolloutError,
+    UndoFailed,
+    WrongBuild,
+)
+from shipway.targets.kubectl import Cluster, Kubectl
+from shipway.targets.kubernetes import Kubernetes
+from tests.fake_kubectl import FakeKubectl
+
+MODEL = ModelRef(name="net", version=1, digest=Digest.of(b"model"))
+SERVICE = ServiceSettings(command=("serve",), start_timeout_s=60)
+
+
+def overlay(**labels: str) -> list[dict[str, Any]]:
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web", "namespace": "shop"}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "selector": labels or {"app": "web"}, "ports": [{"port": 80}]},
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {
+                "replicas": 2,
+                "selector": {"matchLabels": {"app": "web"}},
+                "template": {
+                    "metadata": {"labels": {"app": "web", "team": "shop"}},
+                    "spec": {"containers": [{"name": "service", "image": "web"}]},
+                },
+            },
+        },
+    ]
+
+
+def version(build: str) -> tuple[Version, Image]:
+    config = json.dumps({"config": {"Labels": {"dev.shipway.service": SERVICE.model_dump_json()}}}).encode()
+    image = Image(build=build, manifest=json.dumps({"build": build}).encode(), config=config, layers=())
+    return Version(digest=image.digest, build=build, commit="c" * 40, model=MODEL), image
+
+
+@dataclass
+class Host:
+    """A cluster in memory, and the target as each command makes it anew."""
+
+    cluster: FakeKubectl = field(default_factory=lambda: FakeKubectl(overlay()))
+    now: float = 0.0
+    settings: RolloutSettings = field(default_factory=lambda: RolloutSettings(proofs=2, address_timeout_s=60))
+
+    def __post_init__(self) -> None:
+        self.target = self.another()
+
+    def another(self) -> Kubernetes:
+        kubectl = Kubectl(
+            Cluster(context="there", namespace="shop"),
+            run=self.cluster,
+            tell=Console(),
+            clock=lambda: self.now,
+            sleep=self.sleep,
+        )
+        return Kubernetes(
+            kubectl,
+            name="web",
+            folder="k8s",
+            repository="registry.example/web",
+            platform="linux/amd64",
+            settings=self.settings,
+            service=SERVICE,
+            tell=Console(),
+            start=self.cluster.start,
+            ask=self.cluster.ask,
+            unresolved=lambda _url: None,
+            sleep=self.sleep,
+            clock=lambda: self.now,
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def release(self, build: str, fate: str = "good", *, as_before: bool = False) -> Version:
+        wanted, image = version(build)
+        self.cluster.fates[wanted.digest] = fate
+        self.target = self.another()
+        candidate = self.target.start(wanted, image, as_before=as_before)
+        self.target.promote(candidate)
+        self.target.settle()
+        return wanted
+
+    def try_release(self, build: str, fate: str, error: type[Exception]) -> Exception:
+        """Release what fails, and go back, as the flow does."""
+        live = self.another().current()
+        with pytest.raises(error) as failed:
+            self.release(build, fate)
+        self.target.undo(live.version if live else None)
+        return failed.value
+
+    def users(self) -> str | None:
+        return self.cluster.ask("http://192.0.2.7", SERVICE)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    host = Host()
+    yield host
+    host.target.discard_candidate()
+
+
+def test_release_serves_every_replica_by_digest_and_leaves_no_candidate(host: Host) -> None:
+    released = host.release("one")
+
+    live = host.another().current()
+    deployment = host.cluster.objects[("deployment.apps", "web")]
+    assert live
+    assert (live.version, live.builds, live.healthy, live.url) == (released, ("one",), True, "http://192.0.2.7")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == f"registry.example/web@{released.digest}"
+    assert host.cluster.names("deployment.apps") == ["web"]
+    assert host.cluster.names("service") == ["web"]
+
+
+def test_new_deployment_begins_with_the_replicas_of_its_manifest_and_a_person_may_change_them(host: Host) -> None:
+    host.release("one")
+    deployment = ("deployment.apps", "web")
+    first = host.cluster.objects[deployment]["spec"]["replicas"]
+    host.cluster.objects[deployment]["spec"]["replicas"] = 5
+
+    host.release("two")
+
+    assert (first, host.cluster.objects[deployment]["spec"]["replicas"]) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("fate", "error", "told"),
+    [
+        ("crashes", CandidateFailed, "CrashLoopBackOff"),
+        ("cannot pull", CandidateFailed, "ImagePullBackOff"),
+        ("unschedulable", CandidateFailed, "was not ready within 60 s"),
+        ("says another", WrongBuild, "another answered"),
+        ("restarts", CandidateFailed, "was started again"),
+        ("mixed", PromotionFailed, "says another"),
+        ("bad in public", PromotionFailed, "build another answers on"),
+    ],
+)
+def test_bad_version_is_told_and_undone(host: Host, fate: str, error: type[RolloutError], told: str) -> None:
+    good = host.release("one")
+
+    failed = host.try_release("two", fate, error)
+
+    live = host.another().current()
+    assert told in str(failed)
+    assert live
+    assert (live.version, live.healthy, host.users()) == (good, True, "one")
+    assert host.cluster.names("deployment.apps") == ["web"]
+
+
+def test_hopeless_candidate_is_given_up_at_once_with_its_events_and_last_lines(host: Host) -> None:
+    host.release("one")
+    began = host.now
+
+    failed = host.try_release("two", "crashes", CandidateFailed)
+
+    assert host.now - began < 10
+    assert isinstance(failed, CandidateFailed)
+    assert "Failed web-candidate-" in failed.tail
+    assert "no weights" in failed.tail
+
+
+def test_first_release_leaves_nothing_behind_when_it_fails(host: Host) -> None:
+    host.try_release("one", "bad in public", PromotionFailed)
+
+    assert host.another().current() is None
+    assert {kind: host.cluster.names(kind) for kind in ("deployment.apps", "service", "serviceaccount", "pod")} == {
+        "deployment.apps": [],
+        "service": [],
+        "serviceaccount": [],
+        "pod": [],
+    }
+
+
+def test_address_is_kept_when_the_first_release_after_a_stop_fails(host: Host) -> None:
+    host.release("one")
+    host.target.stop()
+    stopped = (host.another().current(), host.cluster.names("service"), host.cluster.names("pod"))
+
+    host.try_release("two", "bad in public", PromotionFailed)
+
+    assert stopped == (None, ["web"], [])
+    assert host.cluster.names("service") == ["web"]
+    assert host.cluster.names("deployment.apps") == []
+
+
+def test_undo_brings_back_the_recorded_manifests_when_they_changed_too(host: Host) -> None:
+    good = host.release("one")
+    host.cluster.overlay = [*overlay(), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}}]
+    host.cluster.overlay[2]["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "X", "value": "1"}]
+
+    host.try_release("two", "bad in public", PromotionFailed)
+
+    deployment = host.cluster.objects[("deployment.apps", "web")]
+    assert "env" not in deployment["spec"]["template"]["spec"]["containers"][0]
+    assert "more" not in host.cluster.names("configmap")
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (good, True)
+
+
+def test_way_back_asks_neither_checkout_nor_registry(host: Host) -> None:
+    first = host.release("one")
+    host.release("two")
+    host.cluster.overlay = []
+
+    kept = host.another().image(first.digest)
+    host.release("one", as_before=True)
+
+    assert kept == (version("one")[1].manifest, version("one")[1].config)
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (first, True)
+
+
+def test_what_is_not_applied_any_more_is_deleted_once_the_new_one_serves(host: Host) -> None:
+    host.cluster.overlay = [*overlay(), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "old"}}]
+    host.release("one")
+    host.cluster.overlay = overlay()
+
+    host.release("two")
+
+    assert "old" not in host.cluster.names("configmap")
+
+
+def test_killed_promotion_is_not_what_is_to_serve_and_the_next_release_ends_it(host: Host) -> None:
+    good = host.release("one")
+    host.target = host.another()
+    host.target.promote(host.target.start(*version("two"), as_before=False))
+
+    left = host.another().current()
+    again = host.release("two")
+
+    assert left
+    assert (left.version, left.builds, left.healthy) == (good, ("two",), False)
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (again, True)
+
+
+def test_other_manifests_are_another_release_of_the_same_image(host: Host) -> None:
+    host.release("one")
+    live = host.another().current()
+    assert live
+    before = host.another().is_as_wanted(live)
+    host.cluster.overlay[2]["spec"]["minReadySeconds"] = 9
+
+    assert (before, host.another().is_as_wanted(live)) == (True, False)
+
+
+def test_conflict_is_told_when_another_owns_a_field_and_the_undo_takes_it_back(host: Host) -> None:
+    good = host.release("one")
+    host.cluster.others_own.add("Deployment")
+
+    failed = host.try_release("two", "good", ClusterRefused)
+
+    assert "kubectl-edit" in str(failed)
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (good, True)
+
+
+def test_release_goes_on_when_the_api_server_was_gone_for_a_minute(host: Host) -> None:
+    host.release("one")
+    host.cluster.gone = 12
+
+    released = host.release("two")
+
+    assert (live := host.another().current())
+    assert live.version == released
+
+
+def test_candidate_is_refused_when_a_service_would_send_users_to_it(host: Host) -> None:
+    host.cluster.overlay = overlay(team="shop")
+
+    with pytest.raises(ConfigError, match="'web' would send users to the candidate"):
+        host.release("one")
+
+
+def test_deployment_of_another_hand_is_not_taken_over(host: Host) -> None:
+    host.release("one")
+    deployment = host.cluster.objects[("deployment.apps", "web")]
+    deployment["spec"]["template"]["metadata"]["annotations"].pop("shipway.dev/model")
+
+    with pytest.raises(ConfigError, match="was not made by shipway"):
+        host.another().start(*version("two"), as_before=False)
+
+
+def test_undo_says_that_a_person_is_needed_when_the_record_is_gone(host: Host) -> None:
+    good = host.release("one")
+    host.release("two")
+    for name in host.cluster.names("configmap"):
+        del host.cluster.objects[("configmap", name)]
+
+    with pytest.raises(UndoFailed, match="the record of build one"):
+        host.another().undo(good)
+
+
+def test_pending_address_is_waited_for_and_said(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.cluster.has_address = False
+
+    failed = host.try_release("one", "good", PromotionFailed)
+
+    assert "the Service of web has no address yet" in str(failed)
+    assert "waiting: the Service of web has no address yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda cluster: cluster.overlay.pop(), "has no Deployment 'web'"),
+        (lambda cluster: cluster.overlay[2]["spec"].pop("selector"), "matchLabels"),
+    ],
+)
+def test_manifests_that_cannot_do_are_refused_before_anything_is_applied(
+    host: Host, spoil: Callable[[FakeKubectl], object], told: str
+) -> None:
+    spoil(host.cluster)
+
+    with pytest.raises(ConfigError, match=told):
+        host.release("one")
+
+    assert host.cluster.objects == {}

@@ -1,0 +1,155 @@
+"""kubectl: every word that is said, when it is said again, and what its answers mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from shipway.console import Console
+from shipway.errors import ClusterRefused, ClusterUnreachable, ConfigError
+from shipway.proc import Completed
+from shipway.targets.kubectl import Cluster, Kubectl
+from tests.fake_kubectl import SERVER, FakeKubectl
+
+BEGIN = ("kubectl", "--context", "there", "--namespace", "shop", "--request-timeout=20s")
+
+
+class Script:
+    """Answers each command in turn with a text for stdout, or, where it begins with `error`, for stderr."""
+
+    def __init__(self, *answers: str) -> None:
+        view = json.dumps({"clusters": [{"cluster": {"server": SERVER}}]})
+        self.answers = [view, "namespace/shop", *answers]
+        self.argvs: list[tuple[str, ...]] = []
+        self.slept: list[float] = []
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path | None = None,  # noqa: ARG002 - as `Run` has it
+        env: Mapping[str, str] | None = None,  # noqa: ARG002 - as above
+        stdin: bytes | None = None,  # noqa: ARG002 - as above
+        on_line: Callable[[str], None] | None = None,  # noqa: ARG002 - as above
+        timeout_s: float | None = None,  # noqa: ARG002 - as above
+    ) -> Completed:
+        words = tuple(map(str, argv))
+        self.argvs.append(words)
+        answer = self.answers.pop(0)
+        failed = answer.startswith("error")
+        return Completed(argv=words, code=int(failed), stdout=b"" if failed else answer.encode(), tail=answer)
+
+    def kubectl(self) -> Kubectl:
+        cluster = Cluster(context="there", namespace="shop")
+        return Kubectl(cluster, run=self, tell=Console(), clock=lambda: sum(self.slept), sleep=self.slept.append)
+
+    @property
+    def asked(self) -> list[tuple[str, ...]]:
+        """What was asked once the cluster was known to be the right one."""
+        assert all(words[:6] == BEGIN for words in self.argvs)
+        return [words[6:] for words in self.argvs[2:]]
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda k: k.find("pods", labels={"a": "b", "c": "d"}), ("get", "pods", "--selector=a=b,c=d", "--output=json")),
+        (lambda k: k.get("pods", "x"), ("get", "pods", "x", "--ignore-not-found", "--output=json")),
+        (lambda k: k.apply([]), ("apply", "--server-side", "--field-manager=shipway", "--filename=-")),
+        (
+            lambda k: k.apply([], force=True),
+            ("apply", "--server-side", "--field-manager=shipway", "--force-conflicts", "--filename=-"),
+        ),
+        (
+            lambda k: k.apply([], dry_run=True),
+            ("apply", "--server-side", "--field-manager=shipway", "--dry-run=server", "--filename=-"),
+        ),
+        (lambda k: k.replace({}), ("replace", "--filename=-")),
+        (lambda k: k.create({}), ("create", "--filename=-")),
+        (lambda k: k.delete(["service/a"]), ("delete", "service/a", "--ignore-not-found", "--wait=false")),
+        (lambda k: k.scale("deployment.apps", "web", 2), ("scale", "deployment.apps/web", "--replicas=2")),
+        (lambda k: k.may("get", "pods"), ("auth", "can-i", "get", "pods")),
+        (
+            lambda k: k.logs("x", container="c", lines=5, previous=True),
+            ("logs", "x", "--container=c", "--tail=5", "--previous"),
+        ),
+        (
+            lambda k: k.proxied("x", 8080, "/version"),
+            ("get", "--raw=/api/v1/namespaces/shop/pods/x:8080/proxy/version"),
+        ),
+        (lambda k: k.render("k8s"), ("create", "--kustomize=k8s", "--dry-run=client", "--output=json")),
+    ],
+)
+def test_command_says_context_and_namespace_and_what_is_wanted(
+    ask: Callable[[Kubectl], object], words: tuple[str, ...]
+) -> None:
+    script = Script('{"items": []}')
+
+    ask(script.kubectl())
+
+    assert script.asked == [words]
+
+
+def test_forwarding_has_no_time_limit() -> None:
+    words = Cluster(context="there", namespace="shop").forward("service/web", local=1234, remote=8080)
+
+    assert words == (*BEGIN[:5], "port-forward", "--address=127.0.0.1", "service/web", "1234:8080")
+
+
+def test_question_is_put_again_when_nobody_answered() -> None:
+    script = Script("error: connection refused", "error: TLS handshake timeout", '{"items": [{}]}')
+
+    found = script.kubectl().find("pods")
+
+    assert (found, script.slept) == ([{}], [0.5, 1.0])
+
+
+def test_error_names_how_long_nobody_answered() -> None:
+    script = Script(*["error: i/o timeout"] * 40)
+
+    with pytest.raises(ClusterUnreachable, match=r"there did not answer for 9\d s: get pods"):
+        script.kubectl().find("pods")
+
+    assert 90 <= sum(script.slept) < 96
+
+
+def test_refusal_is_told_at_once_with_what_was_said() -> None:
+    script = Script('error from server (Forbidden): pods is forbidden: User "ann" cannot list')
+
+    with pytest.raises(ClusterRefused, match="the cluster refused: get pods") as refused:
+        script.kubectl().find("pods")
+
+    assert 'User "ann" cannot list' in refused.value.tail
+    assert script.slept == []
+
+
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        (Cluster(context="nowhere", namespace="shop"), "no context 'nowhere'"),
+        (Cluster(context="there", namespace="other"), "no namespace 'other'"),
+        (Cluster(context="there", namespace="shop", server="https://another:6443"), "is of https://cluster.example"),
+    ],
+)
+def test_wrong_cluster_is_refused_before_anything_is_asked_of_it(cluster: Cluster, told: str) -> None:
+    fake = FakeKubectl()
+
+    with pytest.raises(ConfigError, match=told):
+        Kubectl(cluster, run=fake, tell=Console()).apply([])
+
+    assert not any(call[0] == "apply" for call in fake.calls)
+
+
+def test_right_server_is_accepted_with_or_without_a_slash_at_its_end() -> None:
+    cluster = Cluster(context="there", namespace="shop", server=f"{SERVER}/")
+
+    assert Kubectl(cluster, run=FakeKubectl(), tell=Console()).find("pods") == []
+
+
+def test_conflict_is_no_error_but_an_answer() -> None:
+    script = Script("error from server (Conflict): the object has been modified")
+
+    assert not script.kubectl().replace({})
