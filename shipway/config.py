@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -256,6 +256,11 @@ class Loaded:
                 path = f"{table}.{key}"
                 yield path, value, self.sources.get(path, "default")
 
+    def with_store(self, store: str) -> Loaded:
+        """Return the same settings with another model store."""
+        model = self.settings.model.model_copy(update={"store": store})
+        return replace(self, settings=self.settings.model_copy(update={"model": model}))
+
 
 def load(
     root: Path,
@@ -300,6 +305,12 @@ def load(
         listed = "\n".join(f"  {line}" for line in mistakes)
         raise ConfigError(f"the settings of {chosen!r} have {_count(len(mistakes))}:\n{listed}")
     return Loaded(environment=chosen, settings=settings, sources=sources)
+
+
+def environments(root: Path) -> tuple[str, ...]:
+    """Return the names of all environments; raises `ConfigError`."""
+    tables = _read(root / FILE).get("env", {})
+    return tuple(sorted({"local", *(tables if isinstance(tables, dict) else {})}))
 
 
 def _read(path: Path) -> dict[str, Any]:

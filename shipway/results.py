@@ -18,7 +18,7 @@ from shipway.oci import compose, sbom
 from shipway.oci.evidence import Pushed
 from shipway.oci.prune import Stored, Verdict, told
 from shipway.stores import Catalogue
-from shipway.stores.catalogue import Published
+from shipway.stores.catalogue import Copied, Published
 from shipway.stores.golden import Answer
 from shipway.stores.manifest import ModelVersion, Move, Tensor
 from shipway.stores.review import Compared, Verified
@@ -468,6 +468,25 @@ def compared_facts(compared: Compared) -> dict[str, Any]:
         "files": pairs(compared.files),
         "contract": pairs(compared.contract),
         "answers": [answer.model_dump() for answer in compared.answers],
+    }
+
+
+def copied_text(copied: Copied, to: str) -> str:
+    """Return what was copied, for people."""
+    numbers, new = " ".join(map(str, copied.versions)), " ".join(map(str, copied.created))
+    first = f"{copied.name} {numbers or 'nothing'} in {to}: {new or 'nothing'} new, {size(copied.sent_bytes)} sent"
+    return "\n".join([first, *map(move_line, copied.moves)])
+
+
+def copied_facts(copied: Copied, to: str) -> dict[str, Any]:
+    """Return what was copied, for machines."""
+    return {
+        "name": copied.name,
+        "store": to,
+        "versions": list(copied.versions),
+        "created": list(copied.created),
+        "sent_bytes": copied.sent_bytes,
+        "moves": [move.model_dump(mode="json") for move in copied.moves],
     }
 
 

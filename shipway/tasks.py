@@ -51,6 +51,7 @@ HELP = {
     "run": "Open the model too, in a limited child process, and ask it its golden cases.",
     "before": "The version's number or alias to compare with.",
     "after": "The version's number or alias that is compared.",
+    "to": "The store to copy into: a folder, an address, or env:NAME, the store of that environment.",
     "days": "Versions younger than this stay, whoever needs them.",
     "file": "The new file for the private key; nobody else may read it.",
     "metric": "A figure to publish with it, such as accuracy=0.91; may be given often.",
@@ -413,16 +414,11 @@ def promote(
     json: bool = False,
 ) -> None:
     """Move an alias to a version: invoke model.promote 7 production --why "passed the review"."""
-    from shipway import results
+    from shipway import models, results
 
     site = _site(env, model={"name": name, "store": store})
-    moved = site.catalogue.promote(
-        site.settings.model.name,
-        _number(version, "VERSION") or 0,
-        target,
-        who=site.who,
-        why=why,
-        expected=_number(expected, "--expected"),
+    moved = models.promote(
+        site, _number(version, "VERSION") or 0, target, why=why, expected=_number(expected, "--expected")
     )
     _print(
         results.move_line(moved) if moved else "nothing to do: it is there already",
@@ -495,6 +491,25 @@ def diff(
 
 
 @command
+def copy(
+    _c: Context,
+    to: str,
+    version: list[str] = [],  # noqa: B006 - Invoke's way to say that a flag may stand often; never changed
+    alias: list[str] = [],  # noqa: B006 - as above
+    name: str = "",
+    store: str = "",
+    env: str = "",
+    json: bool = False,
+) -> None:
+    """Copy versions (default: all) to another store, verified and with their signatures; run again after a cut."""
+    from shipway import models, results
+
+    site = _site(env, model={"name": name, "store": store})
+    copied = models.copy(site, to, versions=[_version(each) for each in version], aliases=alias)
+    _print(results.copied_text(copied, to), results.copied_facts(copied, to), as_json=json)
+
+
+@command
 def clean(
     _c: Context,
     apply: bool = False,
@@ -533,7 +548,7 @@ def namespace() -> Collection:
     images.add_task(image, name="compose", default=True)
     images.add_task(show_image, name="show")
     top.add_collection(images)
-    models = Collection("model", publish, show, promote, pull, verify, diff, keygen)
+    models = Collection("model", publish, show, promote, pull, verify, diff, copy, keygen)
     models.add_task(list_, name="list")
     models.add_task(clean, name="gc")
     models.add_task(moves, name="history")

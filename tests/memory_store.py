@@ -27,7 +27,9 @@ class MemoryStore:
 
     def create(self, key: str, data: bytes) -> bool:
         with self._lock:
-            return self.objects.setdefault(key, data) is data
+            is_new = key not in self.objects
+            self.objects.setdefault(key, data)
+            return is_new
 
     def replace(self, key: str, data: bytes, *, etag: str) -> bool:
         with self._lock:

@@ -48,7 +48,7 @@ def resolve(settings: ModelSettings, *, catalogue: Catalogue, root: Path, versio
     """
     published = catalogue.show(settings.name, settings.alias if version is None else version)
     if settings.contract is not None:
-        require_fit(published, _read_contract(root / settings.contract))
+        require_fit(published, read_contract(root / settings.contract))
     model = catalogue.resolve(settings.name, published.version)
     tell.say("model", f"{model.name} {model.version} ({model.digest.short}, {size(model.size_bytes)})")
     return model
@@ -82,14 +82,27 @@ def downgrade(wanted: ModelRef, released: Iterable[ModelRef]) -> str | None:
 
 def require_fit(published: ModelVersion, contract: Contract) -> None:
     """Raise `ModelUnfit`, with every difference, for a model that the service does not understand."""
-    differences = [
+    if told := differences(published, contract):
+        listed = "\n".join(f"  {difference}" for difference in told)
+        raise ModelUnfit(f"the service does not understand {published.name} {published.version}:\n{listed}")
+
+
+def differences(published: ModelVersion, contract: Contract) -> list[str]:
+    """Return in what a model is not what the service understands."""
+    return [
         *_in_differences(published.inputs, contract.inputs),
         *_out_differences(published.outputs, contract.outputs),
         *_preprocessing_differences(published.preprocessing or {}, contract.preprocessing),
     ]
-    if differences:
-        listed = "\n".join(f"  {difference}" for difference in differences)
-        raise ModelUnfit(f"the service does not understand {published.name} {published.version}:\n{listed}")
+
+
+def read_contract(path: Path) -> Contract:
+    """Read what a service understands; raises `ConfigError`."""
+    try:
+        return Contract.model_validate(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ConfigError(f"[model] contract: {path} cannot be used: {what}") from error
 
 
 def _in_differences(given: tuple[Tensor, ...], understood: tuple[Tensor, ...]) -> Iterator[str]:
@@ -155,11 +168,3 @@ def _names(tensors: tuple[Tensor, ...]) -> str:
 def _told(tensor: Tensor) -> str:
     dimensions = ", ".join("free" if dimension is None else str(dimension) for dimension in tensor.shape)
     return f"{tensor.name} {tensor.type} [{dimensions}]"
-
-
-def _read_contract(path: Path) -> Contract:
-    try:
-        return Contract.model_validate(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ConfigError(f"[model] contract: {path} cannot be used: {what}") from error

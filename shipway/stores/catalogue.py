@@ -57,6 +57,7 @@ from shipway.tarball import Entry
 
 LATEST = "latest"
 _PUBLISHED = "published"
+_NO_CACHE = Path("/nonexistent")  # every byte comes from the store
 _NEIGHBOURS = 64  # publishers at once
 _CARD = "card.md"
 _PREPROCESSING = "preprocessing.json"
@@ -71,6 +72,17 @@ class Published:
 
     version: ModelVersion
     created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What copying came to: the versions that are there now, those among them that are new, and the aliases' moves."""
+
+    name: str
+    versions: tuple[int, ...]
+    created: tuple[int, ...]
+    sent_bytes: int
+    moves: tuple[Move, ...]
 
 
 class Catalogue:
@@ -94,7 +106,7 @@ class Catalogue:
         """
         self._store = store
         self._key_of = key_of or _by_hash
-        self._by_hash = key_of is None
+        self._plain = key_of is None
         self._swaps = swaps
         self._run = run
         self._keys = keys or Keys()
@@ -116,8 +128,9 @@ class Catalogue:
         commit: str | None = None,
         metrics: Mapping[str, float] | None = None,
         aliases: Sequence[str] = (),
+        accept: Callable[[ModelVersion], None] = lambda _: None,
     ) -> Published:
-        """Make a folder the next version, once its golden cases are answered right.
+        """Make a folder the next version, once its golden cases are answered right, and `accept` raises nothing.
 
         Moves `latest` forward to it, and each of `aliases`. Content that is published already
         is not published again. Raises `ModelRefused` and `GoldenFailed`, and `ModelUntrusted`
@@ -144,6 +157,7 @@ class Catalogue:
             commit=commit,
             created=self._now(),
         )
+        accept(drafted)
         with self._announced(name, publisher, files=[file.digest for file in files]):
             is_new = self._put_blobs(folder, drafted.model, tell)
             published = self._number(drafted, is_new=is_new)
@@ -236,12 +250,15 @@ class Catalogue:
         if self._keys.signer is None:
             return None
         key = _signature(data, version, self._keys.signer.public)
-        envelope = signing.signed(data, version, self._keys.signer)
+        self._keep(key, signing.signed(data, version, self._keys.signer))
+        return key
+
+    def _keep(self, key: str, envelope: bytes) -> None:
+        """Store a signature; one that is damaged is replaced."""
         while not self._store.create(key, envelope):
             stored = self._store.read(key)
             if stored and (stored.data == envelope or self._store.replace(key, envelope, etag=stored.etag)):
-                break
-        return key
+                return
 
     def _require_signer(self) -> None:
         """Raise `ModelUntrusted` before anything is written that nobody here would take."""
@@ -287,15 +304,18 @@ class Catalogue:
         Raises `ModelMissing`, `ModelRefused` or `ModelCorrupt` for a manifest that lies, and
         `ModelUntrusted` where keys are trusted and none of them signed it as it is.
         """
-        data, version = self._read_version(name, self._pinned(_name(name), which))
-        self._require_trust(data, version)
-        return version
+        return self._trusted(name, which)[1]
 
     def signers(self, name: str, which: int | str) -> tuple[PublicKey, ...]:
         """Return whose signatures of a version hold, trusted or not."""
         data, version = self._read_version(name, self._pinned(_name(name), which))
         found = [key for hashed, key in self._signatures(version) if hashed == _hex(data)]
         return tuple(key for key in found if self._is_signed(data, version, key))
+
+    def _trusted(self, name: str, which: int | str) -> tuple[bytes, ModelVersion]:
+        data, version = self._read_version(name, self._pinned(_name(name), which))
+        self._require_trust(data, version)
+        return data, version
 
     def _read_version(self, name: str, number: int) -> tuple[bytes, ModelVersion]:
         """Return a manifest's bytes and what they say, whoever signed them."""
@@ -491,17 +511,93 @@ class Catalogue:
         self, name: str, who: str, *, files: Collection[Digest] = (), versions: Collection[int] = ()
     ) -> contextlib.AbstractContextManager[None]:
         """Say what is needed, so that no sweep deletes it meanwhile; one that keeps files elsewhere is not swept."""
-        if not self._by_hash:
+        if not self._plain:
             return contextlib.nullcontext()
         notice = notices.written_by(who, self._now(), files=files, versions=versions)
         return notices.announced(self._store, name, notice, now=self._now, pause=self._pause)
+
+    # -- copying -------------------------------------------------------------------------
+
+    def copy_from(
+        self,
+        source: Catalogue,
+        name: str,
+        *,
+        who: str,
+        tell: Tell,
+        versions: Sequence[int | str] = (),
+        aliases: Sequence[str] = (),
+    ) -> Copied:
+        """Bring versions (none given: all) from another store, each with its number and its signatures.
+
+        What is here and whole is not sent again, so that a copy that was cut is gone on with.
+        Moves `aliases` here to what they name there. Raises `ModelRefused` where a number is
+        taken by something else, and all that `resolve` raises for the source.
+        """
+        self._require_objects()
+        source._require_objects()
+        named = {alias: source.show(name, _alias(alias)).version for alias in aliases}
+        wanted = [source.show(name, which).version for which in versions] or (
+            [] if aliases else source._numbers(_name(name))
+        )
+        numbers = tuple(sorted({*wanted, *named.values()}))
+        sent = [self._receive(source, name, number, who=who, tell=tell) for number in numbers]
+        moves = [self._follow(source, name, alias, number, who=who) for alias, number in named.items()]
+        return Copied(
+            name=name,
+            versions=numbers,
+            created=tuple(number for number, (_, created) in zip(numbers, sent, strict=True) if created),
+            sent_bytes=sum(size_bytes for size_bytes, _ in sent),
+            moves=tuple(move for move in moves if move),
+        )
+
+    def _receive(self, source: Catalogue, name: str, number: int, *, who: str, tell: Tell) -> tuple[int, bool]:
+        """Copy one version in publishing's order; return how many bytes were sent, and whether it is new here."""
+        data, version = source._trusted(name, number)
+        model, sent_bytes, key = version.model, 0, places.manifest(name, number)
+        with self._announced(name, who, files=[file.digest for file in model.files], versions=[number]):
+            if self._store.find(key) and self._data(key) != data:
+                raise _taken(self, source, version)
+            for file in model.files:
+                if self._is_whole(places.blob(name, file.digest), file):
+                    continue
+                with tell.progress("model", f"{name} {number}: {file.path}", file.size_bytes) as advance:
+                    pieces = _counted(source._read(model, file, cache=_NO_CACHE), advance)
+                    self._store.put(places.blob(name, file.digest), pieces, size_bytes=file.size_bytes)
+                sent_bytes += file.size_bytes
+            for public in source.signers(name, number):
+                self._keep(signature := _signature(data, version, public), source._data(signature))
+            self._require_trust(data, version)
+            created = self._store.create(key, data)
+            if not created and self._data(key) != data:
+                raise _taken(self, source, version)
+        tell.say("model", f"{name} {number} is in {self}: {size(sent_bytes)} sent")
+        return sent_bytes, created
+
+    def _follow(self, source: Catalogue, name: str, alias: str, number: int, *, who: str) -> Move | None:
+        """Move an alias to where it is in the source; whoever moves it meanwhile is last."""
+        while (current := self._alias(name, alias)) is None or current[1].version != number:
+            if move := self._move(name, alias, current, number, who=who, why=f"copied from {source}"):
+                return move
+        return None
+
+    def _data(self, key: str) -> bytes:
+        if (stored := self._store.read(key)) is None:
+            raise ModelMissing(f"{self} has no {key} any more")
+        return stored.data
+
+    def _require_objects(self) -> None:
+        if not self._plain:
+            raise StoreRefused(
+                f"{self} is a registry, and holds models in a way of its own",
+                advice="invoke model.pull takes a version out of it, invoke model.publish puts one in",
+            )
 
     # -- cleaning ------------------------------------------------------------------------
 
     def sweep(self, name: str, rule: Rule, *, who: str, apply: bool, tell: Tell) -> Swept:
         """Say which versions and files of a model nobody needs, and with `apply` delete them; see `sweep`."""
-        if not self._by_hash:
-            raise StoreRefused(f"{self} cleans up itself", advice="delete versions in the registry, by its own means")
+        self._require_objects()
         return sweep.sweep(self._store, _name(name), rule, who=who, now=self._now, apply=apply, tell=tell)
 
     # -- small things ----------------------------------------------------------------------
@@ -618,6 +714,13 @@ def _moved(alias: str, current: tuple[Stored, Move] | None, how: str) -> AliasMo
     return AliasMoved(
         f"the alias {alias} is {how}: it names version {move.version}, "
         f"moved by {move.who} at {move.when:%Y-%m-%d %H:%M:%S} UTC ({move.why})"
+    )
+
+
+def _taken(target: Catalogue, source: Catalogue, version: ModelVersion) -> ModelRefused:
+    return ModelRefused(
+        f"{target} has another version {version.version} of {version.name} than {source}",
+        advice="copy into a store, or a prefix, of its own: a version keeps its number, which is signed along",
     )
 
 
