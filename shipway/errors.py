@@ -394,6 +394,13 @@ class LoadCheckInconclusive(ShipwayError):
     advice = "look at the log that is named, then run again"
 
 
+class GeneratorsNotStarted(ShipwayError):
+    """The load generators in the cluster could not be started, so nothing was measured."""
+
+    code = 62
+    advice = "mend what the cluster says above, or ask for fewer --workers"
+
+
 # -- 70, 130 -----------------------------------------------------------------------------
 
 

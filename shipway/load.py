@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from shipway.artifacts import LoadReport
+from shipway import exchanges
+from shipway.artifacts import ImageRef, LoadReport
 from shipway.errors import ConfigError
-from shipway.oci import compose
+from shipway.oci import compose, evidence, generator
+from shipway.oci.evidence import Maker
 from shipway.site import Site
+from shipway.stages import image as image_stage
 from shipway.stages import loadcheck as stage
 from shipway.stages import model as model_stage
+from shipway.stages import push as push_stage
+from shipway.targets.generators import Wanted, fresh_name
+
+_WORKERS = 4  # generators in the cluster, where nothing is said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +45,13 @@ def loadcheck(site: Site, *, url: str | None) -> LoadReport:
     return _from_here(site, _aim(site, url), workers=0)
 
 
-def loadtest(site: Site, *, url: str | None, workers: int | None) -> LoadReport:
-    """Put load on the service from several processes of this machine (default: one for each processor).
+def loadtest(site: Site, *, url: str | None, workers: int | None, in_cluster: bool) -> LoadReport:
+    """Put more load on it: from several processes of this machine, or from generators in the environment's cluster.
 
-    Raises as `loadcheck` does.
+    Raises as `loadcheck` does, and `GeneratorsNotStarted`.
     """
+    if in_cluster:
+        return _from_inside(site, url, workers=workers or _WORKERS)
     return _from_here(site, _aim(site, url), workers=workers or os.cpu_count() or 1)
 
 
@@ -76,3 +86,81 @@ def _from_here(site: Site, aim: Aim, *, workers: int) -> LoadReport:
     )
     stage.require_pass(report)
     return report
+
+
+def _from_inside(site: Site, url: str | None, *, workers: int) -> LoadReport:
+    generators, settings = site.generators, site.settings.loadcheck
+    aim = _aim(site, url)
+    if url is None:
+        aim = replace(aim, url=generators.address() or aim.url)
+    stage.check_url(aim.url)
+    stage.require_users(site.root / settings.locustfile)
+    asks = bool(exchanges.load(aim.model))
+    image = _pushed(site, aim.model)
+    wanted = Wanted(
+        service=generators.service,
+        name=fresh_name(generators.service),
+        image=f"{site.settings.rollout.pull_from or image.repository}@{image.digest}",
+        python=("python",),
+        load=(
+            *("--locustfile", f"/srv/{settings.locustfile},{generator.METER}"),
+            *stage.options(
+                settings,
+                site.settings.service,
+                url=aim.url,
+                seconds=settings.seconds,
+                builds=aim.builds is not None,
+                workers=workers,
+            ),
+        ),
+        variables=stage.user_variables(
+            exchanges=f"{generator.MODEL}/{exchanges.FOLDER}" if asks else "",
+            ready_path=site.settings.service.ready_path,
+            check_answers=True,
+        ),
+        workers=workers,
+        lasts_s=stage.longest_s(settings, settings.seconds),
+        who=site.who,
+    )
+    with site.loadtest_lock.acquire(owner=site.who, what="load test", wait=False, tell=site.tell):
+        generators.sweep()
+        report = stage.measure(
+            partial(generators.run, wanted),
+            settings,
+            url=aim.url,
+            seconds=settings.seconds,
+            allowed_builds=aim.builds,
+            baseline_p95_ms=None,
+            reports=site.state / "reports",
+            tell=site.tell,
+            workers=workers,
+        )
+    stage.require_pass(report)
+    return report
+
+
+def _pushed(site: Site, model: Path) -> ImageRef:
+    """Compose and push the load generator's image, as far as it is not there."""
+    composed = image_stage.generator(
+        site.settings,
+        checkout=site.checkout,
+        snapshot=site.snapshot,
+        meter=stage.METER,
+        model=model,
+        images=site.images,
+        open_images=site.open_images,
+        cache=site.cache,
+        environ=site.environ,
+        proc=site.proc,
+        tell=site.tell,
+        allow_dirty=not site.in_ci,
+    )
+    said = evidence.of_generator(
+        lock=composed.lock,
+        settings=site.settings.loadcheck,
+        snapshot=site.snapshot,
+        maker=Maker(who=site.who, in_ci=site.in_ci, began_s=site.began_s),
+    )
+    tags = [generator.name(composed.image)]
+    ref, _ = push_stage.push(composed, images=site.images, tags=tags, tell=site.tell, evidence=said)
+    return ref

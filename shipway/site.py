@@ -31,6 +31,7 @@ from shipway.oci.wheels import Target
 from shipway.proc import Proc
 from shipway.stores import Access, Catalogue, Keys, is_elsewhere, open_catalogue
 from shipway.targets import Target as Place
+from shipway.targets.generators import Generators
 from shipway.targets.kubectl import Cluster, Kubectl
 from shipway.targets.kubernetes import Kubernetes
 from shipway.targets.local import Local
@@ -190,6 +191,22 @@ class Site:
             service=self.settings.service,
             tell=self.tell,
         )
+
+    @property
+    def generators(self) -> Generators:
+        """Load generators beside the service; raises `NotConfigured` where it does not run in a cluster."""
+        if self._runs_here:
+            raise NotConfigured(
+                f"environment {self.environment!r} runs on this machine, and has no cluster for load generators",
+                advice="leave --in-cluster out, or name an environment whose [rollout] target is kubernetes",
+            )
+        return Generators(self._kubectl, service=self._deployment, tell=self.tell)
+
+    @property
+    def loadtest_lock(self) -> Lock:
+        """Who may put load on the service from inside the cluster now: two at once would measure one another."""
+        lease_s = self.settings.rollout.lock_s
+        return Lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-loadtest"), lease_s=lease_s, doubt_s=lease_s / 2)
 
     @property
     def _runs_here(self) -> bool:

@@ -41,7 +41,8 @@ HELP = {
     "users": "Simulated users at once (default: release.toml).",
     "seconds": "How long to measure, warm-up excluded (default: release.toml).",
     "rate": "Requests per second in all (default: release.toml).",
-    "workers": "Load generators that share the users and the rate (default: one for each processor).",
+    "workers": "Load generators that share the users and the rate (default: one for each processor, 4 in a cluster).",
+    "in_cluster": "Let generators in the environment's cluster make the load, and bring their report home.",
     "port": "The port to serve on (default: release.toml's service.port).",
     "store": "Where models are published (default: release.toml).",
     "name": "The model's name (default: release.toml).",
@@ -172,6 +173,7 @@ def loadtest(
     seconds: str = "",
     rate: str = "",
     workers: str = "",
+    in_cluster: bool = False,
     env: str = "",
     json: bool = False,
 ) -> None:
@@ -179,7 +181,8 @@ def loadtest(
     from shipway import load, results
 
     site = _site(env, loadcheck={"users": users, "seconds": seconds, "rate": rate})
-    report = load.loadtest(site, url=url or None, workers=_number(workers, "--workers", least=1, most=500))
+    count = _number(workers, "--workers", least=1, most=500)
+    report = load.loadtest(site, url=url or None, workers=count, in_cluster=in_cluster)
     _print(results.report_text(report), results.report_facts(report), as_json=json)
 
 

@@ -67,6 +67,13 @@ class Cluster:
             *("port-forward", "--address=127.0.0.1", what, f"{local}:{remote}"),
         )
 
+    def follow(self, pod: str, *, container: str) -> tuple[str, ...]:
+        """Return the command that says what a container says from now on, until it ends."""
+        return (
+            *("kubectl", "--context", self.context, "--namespace", self.namespace),
+            *("logs", "--follow", "--since=5s", pod, f"--container={container}"),
+        )
+
 
 class Kubectl:
     """Asks one namespace. Raises `ConfigError`, `ClusterRefused` and `ClusterUnreachable`."""

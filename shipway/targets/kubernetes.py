@@ -50,6 +50,7 @@ RIGHTS = (
     *((verb, "services") for verb in ("get", "list", "create", "patch", "delete")),
     *((verb, "configmaps") for verb in ("get", "list", "create", "update", "patch", "delete")),
     *((verb, "leases.coordination.k8s.io") for verb in ("get", "create", "update")),
+    *((verb, "jobs.batch") for verb in ("get", "list", "create", "delete")),
     *((verb, "pods") for verb in ("get", "list")),
     ("list", "replicasets.apps"),
     ("list", "events"),

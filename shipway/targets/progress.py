@@ -44,7 +44,7 @@ def look(deployment: Object, replica_sets: Iterable[Object], pods: Iterable[Obje
         return Progress(done=False, hopeless=None, doubtful=None, told="not seen by its controller yet")
     newest = _newest(deployment, replica_sets)
     ours = tuple(pod for pod in pods if newest and _owner(pod) == newest["metadata"]["uid"])
-    verdicts = [verdict for pod in ours for verdict in _pod(pod)]
+    verdicts = [verdict for pod in ours for verdict in troubles(pod)]
     return Progress(
         done=_is_done(deployment),
         hopeless=next((why for sure, why in verdicts if sure), None),
@@ -69,6 +69,39 @@ def is_ending(pod: Object) -> bool:
 def restarts(pod: Object) -> int:
     """Return how often a pod's containers had to be started again."""
     return sum(int(each.get("restartCount", 0)) for each in pod.get("status", {}).get("containerStatuses", ()))
+
+
+def troubles(pod: Object) -> Iterator[tuple[bool, str]]:
+    """Yield (whether it is sure, why) for each thing that is wrong with a pod."""
+    if is_ending(pod):
+        return
+    status = pod.get("status", {})
+    for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        state, last = each.get("state", {}), each.get("lastState", {})
+        waiting = state.get("waiting") or {}
+        ended = state.get("terminated") or last.get("terminated") or {}
+        reason, said = waiting.get("reason", ""), waiting.get("message") or ended.get("message") or ""
+        what = f"{pod['metadata']['name']}: {reason or ended.get('reason', '')}{f': {said.strip()}' if said else ''}"
+        if ended.get("reason") == "OOMKilled":
+            yield True, f"{pod['metadata']['name']}: killed for memory (OOMKilled), exit code {ended.get('exitCode')}"
+        elif reason in _HOPELESS or any(sign in said for sign in _NEVER):
+            yield True, what
+        elif reason in _DOUBTFUL:
+            yield False, what
+
+
+def wait(pod: Object) -> str | None:
+    """Say what a pod waits for, in words that stay the same while it does."""
+    if is_ending(pod) or is_ready(pod):
+        return None
+    status = pod.get("status", {})
+    for each in status.get("conditions", ()):
+        if each["type"] == "PodScheduled" and each["status"] == "False":
+            return f"no node takes it: {each.get('message', each.get('reason'))}"
+    for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        if waiting := each.get("state", {}).get("waiting"):
+            return str(waiting.get("reason", "waiting"))
+    return "not ready yet" if status.get("phase") == "Running" else str(status.get("phase", "Pending"))
 
 
 def events(found: Iterable[Object], about: Iterable[Object], *, most: int = 12) -> list[str]:
@@ -113,42 +146,9 @@ def _refused(deployment: Object) -> str | None:
     return None
 
 
-def _pod(pod: Object) -> Iterator[tuple[bool, str]]:
-    """Yield (whether it is sure, why) for each thing that is wrong with a pod."""
-    if is_ending(pod):
-        return
-    status = pod.get("status", {})
-    for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-        state, last = each.get("state", {}), each.get("lastState", {})
-        waiting = state.get("waiting") or {}
-        ended = state.get("terminated") or last.get("terminated") or {}
-        reason, said = waiting.get("reason", ""), waiting.get("message") or ended.get("message") or ""
-        what = f"{pod['metadata']['name']}: {reason or ended.get('reason', '')}{f': {said.strip()}' if said else ''}"
-        if ended.get("reason") == "OOMKilled":
-            yield True, f"{pod['metadata']['name']}: killed for memory (OOMKilled), exit code {ended.get('exitCode')}"
-        elif reason in _HOPELESS or any(sign in said for sign in _NEVER):
-            yield True, what
-        elif reason in _DOUBTFUL:
-            yield False, what
-
-
 def _told(deployment: Object, pods: Sequence[Object]) -> str:
     wanted, status = deployment["spec"].get("replicas", 1), deployment["status"]
     counts = f"{status.get('updatedReplicas', 0)} of {wanted} new, {status.get('availableReplicas', 0)} available"
-    waits = sorted({wait for pod in pods if (wait := _wait(pod))})
+    waits = sorted({why for pod in pods if (why := wait(pod))})
     old = status.get("replicas", 0) - status.get("updatedReplicas", 0)
     return "; ".join([counts, *([f"{old} old"] if old > 0 else []), *waits])
-
-
-def _wait(pod: Object) -> str | None:
-    """Say what a pod waits for, in words that stay the same while it does."""
-    if is_ending(pod) or is_ready(pod):
-        return None
-    status = pod.get("status", {})
-    for each in status.get("conditions", ()):
-        if each["type"] == "PodScheduled" and each["status"] == "False":
-            return f"no node takes it: {each.get('message', each.get('reason'))}"
-    for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-        if waiting := each.get("state", {}).get("waiting"):
-            return str(waiting.get("reason", "waiting"))
-    return "not ready yet" if status.get("phase") == "Running" else str(status.get("phase", "Pending"))
