@@ -120,6 +120,14 @@ def bench_images(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.images", *session.posargs)
 
 
+@nox.session(name="bench-stores")
+def bench_stores(session: nox.Session) -> None:
+    """Measure pulls and publishing beside Azure's client, adlfs and boto3: .shipway/benchmarks-stores.json."""
+    install_all(session)
+    session.install("adlfs", "obstore")
+    session.run("python", "-m", "benchmarks.stores", *session.posargs)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel, install it into a clean environment, import it."""

@@ -93,6 +93,9 @@ class ModelSettings(_Table):
     authority: str | None = Field(
         None, description="A PEM file: the certificate authority of a store that no public one vouches for."
     )
+    cache_gb: Annotated[float, Field(gt=0)] = Field(
+        20, description="How much fetched models may take on this disk, besides those that are in use."
+    )
 
 
 class ImageSettings(_Table):

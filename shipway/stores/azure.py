@@ -34,13 +34,18 @@ from shipway.stores.objects import Access, Found, Replaced, Stored
 from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, resumed, retry_after_s
 
 if TYPE_CHECKING:
+    from azure.core import PipelineClient
     from azure.storage.blob import BlobClient, ContainerClient
 
 ROLE = "Storage Blob Data Contributor"
 _ADDRESS = re.compile(r"az://([a-z0-9]{3,24})/([a-z0-9](?:-?[a-z0-9]){2,62})((?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)/?")
-_REQUEST_BYTES = 4 << 20  # of one answer, which the client holds in memory whole
+_REQUEST_BYTES = 4 << 20  # what Azure's client sends, and holds in memory, at once
 _MOST_BLOCKS = 50_000
 _CONNECT_S, _READ_S = 10, 30
+_BLOCK_BYTES = 1 << 18  # read of a connection at once
+_VERSION = "2023-11-03"  # of the protocol, for the requests that are ours
+_SCOPE = "https://storage.azure.com/.default"
+_RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
 _RENEW_S = 300  # so long before its end a token is asked for anew
 _NOT_ALLOWED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _TAKEN = {"BlobAlreadyExists", "UnauthorizedBlobOverwrite", "BlobImmutableDueToPolicy"}
@@ -65,7 +70,9 @@ def open_azure(
             f"[model] endpoint = {endpoint!r} is no https address", advice="Azure's tokens travel over https alone"
         )
     try:
-        from azure.storage.blob import ContainerClient  # noqa: PLC0415 - heavy, and needed only for Azure
+        from azure.core import PipelineClient  # noqa: PLC0415 - heavy, and needed only for Azure
+        from azure.core.pipeline.policies import BearerTokenCredentialPolicy, UserAgentPolicy  # noqa: PLC0415 - as above
+        from azure.storage.blob import ContainerClient  # noqa: PLC0415 - as above
     except ImportError as error:
         raise NotConfigured(
             f"{address} needs azure-storage-blob, which is not installed", advice="pip install 'shipway[azure]'"
@@ -73,27 +80,39 @@ def open_azure(
     who = identity or entra.identity(
         access.azure_credential, role=ROLE, setting=f"[model] store = {address!r}", environ=access.environ
     )
-    verified: dict[str, Any] = {"connection_verify": str(access.authority)} if access.authority else {}
+    tokens = _Tokens(who)
+    transport = _transport(access)
     client = ContainerClient(
         endpoint,
         container,
-        credential=_Tokens(who),
+        credential=tokens,
+        transport=transport,
         retry_total=0,
-        connection_timeout=_CONNECT_S,
-        read_timeout=_READ_S,
         max_single_get_size=_REQUEST_BYTES,
         max_single_put_size=_REQUEST_BYTES,
-        **verified,
     )
-    return AzureBlobs(client, prefix.strip("/"), address=address, who=who, clock=clock or Clock())
+    pipeline: PipelineClient[Any, Any] = PipelineClient(
+        endpoint, transport=transport, policies=[UserAgentPolicy(), BearerTokenCredentialPolicy(tokens, _SCOPE)]
+    )
+    return AzureBlobs(client, pipeline, prefix.strip("/"), address=address, who=who, clock=clock or Clock())
 
 
 class AzureBlobs:
     """A `Store` in a container, which must exist."""
 
-    def __init__(self, client: ContainerClient, prefix: str, *, address: str, who: Identity, clock: Clock) -> None:
-        """Take the container's client, and where in it the keys begin."""
+    def __init__(
+        self,
+        client: ContainerClient,
+        pipeline: PipelineClient[Any, Any],
+        prefix: str,
+        *,
+        address: str,
+        who: Identity,
+        clock: Clock,
+    ) -> None:
+        """Take the container's client, the pipeline that both use, and where in the container the keys begin."""
         self._client = client
+        self._pipeline = pipeline
         self._prefix = f"{prefix}/" if prefix else ""
         self._address = address.rstrip("/")
         self._who = who
@@ -165,7 +184,7 @@ class AzureBlobs:
             return name, len(data)
 
         numbered = enumerate(transfer.blocks(pieces, block_bytes))
-        for name, count in transfer.in_order(numbered, stage, threads=transfer.THREADS, ahead=transfer.THREADS):
+        for name, count in transfer.in_order(numbered, stage, threads=transfer.UP_THREADS, ahead=transfer.UP_THREADS):
             staged.append(BlobBlock(block_id=name))
             sent_bytes += count
         transfer.require_size(key, sent_bytes, size_bytes)
@@ -215,24 +234,22 @@ class AzureBlobs:
             return names, pages.continuation_token
 
     def _stream(self, key: str, stop: int, etag: str | None, start: int) -> Iterator[bytes]:
-        from azure.core import MatchConditions  # noqa: PLC0415 - as in `open_azure`
+        """Yield a range as it comes: Azure's client for blobs would hold all of it, so its pipeline is asked."""
+        if start >= stop:
+            return
+        from azure.core.rest import HttpRequest  # noqa: PLC0415 - as in `open_azure`
 
-        condition: dict[str, Any] = {"etag": etag, "match_condition": MatchConditions.IfNotModified} if etag else {}
-        while start < stop:
-            length = min(_REQUEST_BYTES, stop - start)
-            with self._translated(key, reading=True):
-                try:
-                    blob = self._blob(key).download_blob(start, length, **condition)
-                except Exception as error:
-                    if getattr(error, "status_code", None) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                        return
-                    raise
-                data = blob.readall()
-            yield data
-            start += len(data)
-            self._require(key, len(data), blob.size)
-            if len(data) < length:
+        headers = {"x-ms-version": _VERSION, "x-ms-range": f"bytes={start}-{stop - 1}"}
+        request = HttpRequest("GET", self._blob(key).url, headers=headers | ({"If-Match": etag} if etag else {}))
+        with self._translated(key, reading=True), self._pipeline.send_request(request, stream=True) as response:
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return
+            left = min(stop, _total(response)) - start
+            for piece in response.iter_raw():
+                left -= len(piece)
+                yield piece
+        if left > 0:
+            raise Passing(f"{self}/{key}: the last {left:,} bytes did not come")
 
     def _write(self, key: str, data: bytes, **condition: Any) -> bool:
         def once(again: bool) -> bool:  # noqa: FBT001 - of `persist`
@@ -294,6 +311,36 @@ class AzureBlobs:
                 f"or choose another: [model] azure_credential; {self._who.advice}"
             )
         return ""
+
+
+def _transport(access: Access) -> Any:
+    """Return what carries the requests of all threads: as many connections, and the settings' authority."""
+    from azure.core.pipeline.transport import RequestsTransport  # noqa: PLC0415 - as in `open_azure`
+    from requests import Session  # noqa: PLC0415 - what Azure's transport is made of
+    from requests.adapters import HTTPAdapter  # noqa: PLC0415 - as above
+
+    session = Session()
+    session.mount("https://", HTTPAdapter(pool_maxsize=2 * transfer.THREADS, max_retries=0))
+    return RequestsTransport(
+        session=session,
+        connection_timeout=_CONNECT_S,
+        read_timeout=_READ_S,
+        connection_data_block_size=_BLOCK_BYTES,
+        connection_verify=str(access.authority) if access.authority else True,
+    )
+
+
+def _total(response: Any) -> int:
+    """Return the blob's length, which a range's answer tells; raises Azure's own error for any other answer."""
+    from azure.core.exceptions import HttpResponseError  # noqa: PLC0415 - as in `open_azure`
+
+    ranged = _RANGE.fullmatch(response.headers.get("content-range", ""))
+    if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
+        return int(ranged[1])
+    response.read()
+    error: Any = HttpResponseError(response=response)
+    error.error_code = response.headers.get("x-ms-error-code")
+    raise error
 
 
 class _Tokens:

@@ -3,8 +3,9 @@
 Owns the check of length and hash (each time: an SDK's success is no proof, and disks rot),
 and folders made of links to what is here. Knows nothing of stores: it is given a source, and
 fetches it in ranges. A file is here whole or not at all; the half of one that a dead process
-left is a `.part`, and is gone on with. Raises `ModelCorrupt` when what comes is not what was
-promised, and `ModelError` when the disk does not take it.
+left is a `.part`, and is gone on with. Beyond its limit the cache gives up what was used least
+recently, and nothing that a living process uses. Raises `ModelCorrupt` when what comes is not
+what was promised, and `ModelError` when the disk does not take it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from shipway.stores import durable, transfer
 from shipway.stores.manifest import measured, set_digest
 from shipway.stores.objects import Replaced
 from shipway.stores.transfer import Part, Source, Unasked
+from shipway.stores.uses import Uses, uses_of
 
 _TRIES = 3
 
@@ -30,16 +32,22 @@ _TRIES = 3
 class Cache:
     """A folder of verified files."""
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder."""
+    def __init__(self, folder: Path, *, limit_bytes: int | None = None, uses: Uses | None = None) -> None:
+        """Name the folder; beyond `limit_bytes` nothing is kept that nobody uses."""
         self._blobs = folder / "sha256"
         self._folders = folder / "models"
+        self._limit_bytes = limit_bytes
+        self._uses = uses or uses_of(folder.absolute() / "uses")
 
     def find(self, file: ModelFile) -> Path | None:
         """Return a file that is here and whole; one that rotted is removed."""
         path = self._blobs / file.digest.hex
         with contextlib.suppress(FileNotFoundError):
+            path.stat()
+            self._uses.add(path.name)
             if _is_whole(path, file):
+                with contextlib.suppress(PermissionError):  # another user's, who shares the cache
+                    os.utime(path)
                 return path
             path.unlink()
         return None
@@ -53,16 +61,40 @@ class Cache:
             return path
         with _disk(part, file.size_bytes):
             self._blobs.mkdir(parents=True, exist_ok=True)
+            self._uses.add(path.name)
             with durable.locked(part, create=True) as written:
                 if self.find(file):  # somebody else fetched it while we waited
                     part.unlink()
                     return path
+                self._make_room(file.size_bytes)
                 _fill(written, file, source, advance)
                 durable.sync(written)
                 part.rename(path)
                 path.chmod(0o444)  # last: a part that is read-only could not be gone on with
             durable.sync_folder(self._blobs)
         return path
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Remove what was used least recently until so much more fits, as far as nobody uses it."""
+        if self._limit_bytes is None:
+            return
+        with self._uses.alone():
+            used = self._uses.all()
+            held = {path: path.stat() for path in self._blobs.iterdir()}
+            spare = [path for path in sorted(held, key=lambda path: held[path].st_mtime) if path.stem not in used]
+            too_many = sum(map(_on_disk, held.values())) + size_bytes - self._limit_bytes
+            while too_many > 0 and spare:
+                path = spare.pop(0)
+                too_many -= _on_disk(held[path])
+                self._remove(path, held[path])
+
+    def _remove(self, path: Path, found: os.stat_result) -> None:
+        """Remove a file, and the folders that hold it."""
+        for folder in list(self._folders.iterdir()) if found.st_nlink > 1 else []:
+            if any(os.path.samestat(inside.stat(follow_symlinks=False), found) for inside in folder.rglob("*")):
+                with tempfile.TemporaryDirectory(prefix=".old-", dir=self._folders) as scratch:
+                    folder.rename(Path(scratch) / "old")  # first, so that nobody meets half of it
+        path.unlink()
 
     def folder(self, blobs: Mapping[ModelFile, Path]) -> Path:
         """Return a folder that holds exactly these files, as links to the verified ones."""
@@ -98,6 +130,10 @@ def _etag(file: ModelFile, source: Source) -> str | None:
     if found and found.size_bytes != file.size_bytes:
         raise ModelCorrupt(f"{file.path}: the store holds {found.size_bytes:,} of {file.size_bytes:,} bytes")
     return found.etag if found else None
+
+
+def _on_disk(found: os.stat_result) -> int:
+    return found.st_blocks * 512  # a file on its way has holes; POSIX counts in 512 whatever the disk does
 
 
 def _is_whole(path: Path, file: ModelFile) -> bool:

@@ -97,17 +97,19 @@ class Catalogue:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         key_of: Callable[[Model, ModelFile], str] | None = None,
         swaps: bool = True,
+        cache_bytes: int | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """Work on a store; `run` starts the process that opens untrusted models.
 
         `key_of` says where a store wants a model's file, if not under its hash; a store that
-        cannot compare and swap has no `swaps`.
+        cannot compare and swap has no `swaps`. `cache_bytes` limits what is kept of fetched models.
         """
         self._store = store
         self._key_of = key_of or _by_hash
         self._plain = key_of is None
         self._swaps = swaps
+        self._cache_bytes = cache_bytes
         self._run = run
         self._keys = keys or Keys()
         self._now = now
@@ -385,7 +387,7 @@ class Catalogue:
         self, model: Model, *, cache: Path, tell: Tell, only: Callable[[ModelFile], bool] = lambda _: True
     ) -> Path:
         """Return a folder with exactly these files, all verified; fetch what the cache lacks."""
-        held, files = Cache(cache), [file for file in model.files if only(file)]
+        held, files = Cache(cache, limit_bytes=self._cache_bytes), [file for file in model.files if only(file)]
         blobs = {}
         with tell.progress("model", f"{model.name} {model.version}", sum(file.size_bytes for file in files)) as advance:
             for file in files:

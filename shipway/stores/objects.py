@@ -32,7 +32,13 @@ class Access:
     region: str | None = None
     endpoint: str | None = None
     authority: Path | None = None
+    cache_gb: float | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """How much of fetched models is kept; `None` for all."""
+        return None if self.cache_gb is None else int(self.cache_gb * 1e9)
 
     @classmethod
     def of(cls, settings: ModelSettings, *, root: Path, environ: Mapping[str, str]) -> Self:
@@ -46,6 +52,7 @@ class Access:
             region=settings.region,
             endpoint=settings.endpoint,
             authority=root / settings.authority if settings.authority else None,
+            cache_gb=settings.cache_gb,
             environ=environ,
         )
 

@@ -139,7 +139,9 @@ class Bucket:
                 return {"PartNumber": number, "ETag": done["ETag"]}, len(data)
 
             numbered = enumerate(transfer.blocks(pieces, part_bytes), start=1)
-            for part, count in transfer.in_order(numbered, send, threads=transfer.THREADS, ahead=transfer.THREADS):
+            for part, count in transfer.in_order(
+                numbered, send, threads=transfer.UP_THREADS, ahead=transfer.UP_THREADS
+            ):
                 parts.append(part)
                 sent_bytes += count
             transfer.require_size(key, sent_bytes, size_bytes)

@@ -25,8 +25,9 @@ from shipway.stores import durable
 from shipway.stores.objects import Found
 
 RANGE_BYTES = 8 << 20
-THREADS = 8
-_AHEAD_BYTES = 4 << 20
+THREADS = 16  # of a download; an upload holds its blocks in memory
+UP_THREADS = 8
+_AHEAD_BYTES = 2 << 20
 _SHORT_TRIES = 3
 _HELD = struct.Struct("<I")
 

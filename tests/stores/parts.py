@@ -235,6 +235,11 @@ def client(azurite: Azurite) -> Any:
     )
 
 
+def connection(endpoint: str) -> str:
+    """Return the connection string with the account's key, for clients that take nothing else."""
+    return f"DefaultEndpointsProtocol=https;AccountName={ACCOUNT};AccountKey={_KEY};BlobEndpoint={endpoint}"
+
+
 def _make_container(azurite: Azurite) -> None:
     with client(azurite) as container:
         container.create_container()
