@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from shipway.artifacts import Digest
 from tests.system import project
-from tests.system.project import Project
+from tests.system.project import ROOT, Project
 
 
 @pytest.fixture
@@ -89,3 +91,14 @@ def test_a_release_takes_nothing_that_no_trusted_key_signed(adder: Project) -> N
     assert "its manifest was altered or exchanged" in altered
     assert "is about other content" in replayed
     assert not any(keys[0].read_text().splitlines()[1] in text for text in (no_key, altered, replayed))
+
+
+def test_publish_is_finished_by_the_next_run_when_it_is_killed_at_any_write_to_a_folder(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "tests.system.killed_publish", str(tmp_path)]
+
+    done = subprocess.run(
+        program, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 40
