@@ -199,6 +199,11 @@ def wait_until(condition: Any, *, seconds: float = 20) -> None:
 
 def adder(folder: Path) -> Iterator[Project]:
     """Make the smallest project there can be: a service that adds, a model that adds."""
+    yield from _committed(written_adder(folder))
+
+
+def written_adder(folder: Path) -> Project:
+    """Write that project's files; `begin` commits them."""
     store = folder / "store"
     _publish(store, folder / "model", weight=1)
     project = Project(root=folder / "project", port=free_port())
@@ -209,7 +214,7 @@ def adder(folder: Path) -> Iterator[Project]:
     project.write("tests/app/test_adder.py", _SUITE)
     for name in ("tasks.py", ".gitignore", "tests/app/requirements.txt", "loadtests"):
         _copy(name, project.root)
-    yield from _committed(project)
+    return project
 
 
 def sample(folder: Path) -> Iterator[Project]:
@@ -250,9 +255,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _committed(project: Project) -> Iterator[Project]:
+def begin(project: Project) -> None:
+    """Make its files the first commit."""
     project.git("init", "--quiet")
     project.commit("Begin")
+
+
+def _committed(project: Project) -> Iterator[Project]:
+    begin(project)
     try:
         yield project
     finally:

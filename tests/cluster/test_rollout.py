@@ -1,0 +1,135 @@
+"""Releases to the cluster with a fault in each: the section Rollout of faults.md.
+
+One project serves from the first test to the last, two replicas on two nodes. A referee asks
+through the load balancer all the while. After each test the fixture looks again: status tells
+the truth, nobody holds the lock, every attempt has its closing record, no candidate is left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import adder as adders
+from tests.cluster.adder import Adder
+from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import fresh
+from tests.cluster.plan import NODES
+from tests.system.referee import Referee, Request
+
+SCORE = Request(method="POST", path="/score", body=b"[1, 2]", headers={"Content-Type": "application/json"})
+RATE = 50
+
+
+@pytest.fixture(scope="module")
+def released(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adder]:
+    for namespace in fresh(cluster, __file__):
+        made = adders.adder(cluster, namespace, tmp_path_factory.mktemp("rollout"))
+        made.project.invoke("release")
+        yield made
+
+
+@pytest.fixture
+def adder(released: Adder) -> Iterator[Adder]:
+    """Give the project, serving a good version; looked at again afterwards."""
+    project = released.project
+    good = project.git("rev-parse", "HEAD").strip()
+    try:
+        yield released
+    finally:
+        project.git("reset", "--quiet", "--hard", good)
+    status = project.facts("status")
+    assert (status["healthy"], {status["build"]}) == (True, released.builds())
+    assert "changing it now" not in project.invoke("status")[0]
+    assert [record["outcome"] for record in project.facts("history") if record["outcome"] is None] == []
+    assert [pod["metadata"]["name"] for pod in released.pods() if "candidate" in pod["metadata"]["name"]] == []
+
+
+# -- good releases ---------------------------------------------------------------------------
+
+
+def test_no_request_fails_when_good_versions_follow_one_another(adder: Adder) -> None:
+    before = adder.builds()
+    with Referee(adder.url, rate=RATE) as referee:
+        builds = []
+        for word in ("two", "three"):
+            adder.touched(word)
+            builds.append(adder.project.facts("release")["current"]["build"])
+
+    assert referee.failed() == [], referee.summary()
+    assert referee.builds() == [*before, *builds]
+    assert adder.builds() == {builds[-1]}
+
+
+def test_both_replicas_run_the_digest_when_it_was_released(adder: Adder) -> None:
+    digest = adder.project.facts("status")["digest"]
+
+    images = {pod["spec"]["nodeName"]: pod["spec"]["containers"][0]["image"] for pod in adder.pods()}
+
+    wanted = f"{adder.project.environ['SHIPWAY_PUSH_REPOSITORY']}@{digest}"
+    assert images == dict.fromkeys(NODES, wanted)
+
+
+# -- candidates that are refused -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        pytest.param("raise RuntimeError('no weights')", 51, "no weights", id="crashes at start"),
+        pytest.param("return never_ready", 51, "not ready|ready", id="never gets ready"),
+        pytest.param("public or threading.Timer(4, end).start()", 60, "fail", id="ends when it was ready"),
+        pytest.param("return errors", 60, "failures", id="answers with errors"),
+        pytest.param("os.environ['SHIPWAY_BUILD'] = 'another'", 52, "another", id="says another build"),
+        pytest.param("bytearray(300_000_000)", 51, "OOMKilled", id="is killed for memory"),
+    ],
+)
+def test_candidate_is_refused_and_users_never_meet_it_when_it(adder: Adder, fault: str, code: int, told: str) -> None:
+    before = adder.builds()
+    adder.broken(fault)
+    with Referee(adder.url, rate=RATE) as referee:
+        _, err = adder.project.invoke(
+            "release", exits=code, SHIPWAY_SERVICE_START_TIMEOUT_S="10", SHIPWAY_LOADCHECK_SECONDS="6"
+        )
+
+    assert re.search(told, err)
+    assert "Serving, as before: build" in err
+    assert (referee.failed(), set(referee.builds())) == ([], before)
+
+
+def test_candidate_is_refused_when_its_nodes_cannot_pull_it(adder: Adder) -> None:
+    before = adder.builds()
+    adder.touched("not to be pulled")
+    with Referee(adder.url, rate=RATE) as referee:
+        _, err = adder.project.invoke(
+            "release", exits=51, SHIPWAY_ROLLOUT_PULL_FROM=f"{adder.cluster.registry}/nobody/knows"
+        )
+
+    assert re.search("ErrImagePull|ImagePullBackOff", err)
+    assert (referee.failed(), set(referee.builds())) == ([], before)
+
+
+def test_slow_start_is_waited_for(adder: Adder) -> None:
+    adder.broken("time.sleep(12)")
+    with Referee(adder.url, rate=RATE) as referee:
+        facts = adder.project.facts("release")
+
+    assert (facts["outcome"], referee.failed()) == ("released", [])
+
+
+def test_bad_versions_need_no_hand_work_and_the_same_one_is_refused_without_force(adder: Adder) -> None:
+    before = adder.builds()
+    with Referee(adder.url, rate=RATE) as referee:
+        adder.broken("raise RuntimeError('no weights')")
+        adder.project.invoke("release", exits=51)
+        adder.project.invoke("release", exits=54)
+        adder.project.invoke("release", "--force", exits=51)
+        adder.project.git("revert", "--no-edit", "HEAD")
+        adder.touched("mended")
+        mended = adder.project.facts("release")
+
+    assert mended["outcome"] == "released"
+    assert referee.failed() == [], referee.summary()
+    assert set(referee.builds()) == before | {mended["current"]["build"]}
