@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from shipway.errors import LoginMissing
 
 DEADLINE_S = 10.0
+_TICK_S = 0.1
 _CERTIFICATE = ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_CERTIFICATE_PATH")
 _KINDS = {
     "cli": ("AzureCliCredential", "az login"),
@@ -89,8 +91,8 @@ def identity(
     return Identity(name=name, advice=f"{advice.format(role=role)}, then invoke doctor", make=made)
 
 
-def within(seconds: float, work: Callable[[], _T]) -> _T:
-    """Return what `work` does; raises `TimeoutError` after so long, and leaves it alone then.
+def within(seconds: float, work: Callable[[], _T], *, go_on: Callable[[], bool] = lambda: True) -> _T:
+    """Return what `work` does; raises `TimeoutError` after so long, or once `go_on` says no, and leaves it alone then.
 
     Looking up a name, and what azure-identity asks, cannot be cut short otherwise.
     """
@@ -103,7 +105,10 @@ def within(seconds: float, work: Callable[[], _T]) -> _T:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future.result(max(0.0, seconds))
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and go_on() and not future.done():
+        wait([future], timeout=min(left, _TICK_S))
+    return future.result(0)
 
 
 def _azure_identity(name: str, *, setting: str, environ: Mapping[str, str]) -> TokenSource:

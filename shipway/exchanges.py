@@ -73,7 +73,7 @@ def play(url: str, exchanges: Iterable[Exchange], timeout_s: float) -> tuple[str
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class _Request(_Form):

@@ -18,10 +18,12 @@ import httpx
 
 from shipway.artifacts import Digest
 from shipway.errors import RegistryRefused
-from shipway.oci.client import HEADERS
+from shipway.oci.address import Url
+from shipway.oci.patience import Clock
 from shipway.oci.reference import Reference
 from shipway.oci.registry import Repository
-from shipway.oci.transport import Clock, Transport
+from shipway.oci.transport import Transport
+from tests.httpx_client import FakeClient
 
 HOST = "localhost:5000"
 ADDRESS = f"http://{HOST}"
@@ -110,7 +112,7 @@ class FakeRegistry(httpx.BaseTransport):
     def _answer(self, request: httpx.Request) -> httpx.Response:
         if f"{request.url.scheme}://{request.url.netloc.decode()}" != ADDRESS:
             return self.elsewhere(request)
-        assert request.headers["accept-encoding"] == "identity"
+        assert request.headers.get("accept-encoding") == ("identity" if request.method == "GET" else None)
         if self.tokens is not None and request.headers.get("authorization") not in self.tokens:
             return problem(401, "UNAUTHORIZED", headers={"WWW-Authenticate": 'Bearer realm="https://tokens.example"'})
         found = _PATH.fullmatch(request.url.path)
@@ -441,8 +443,8 @@ def repository(
 ) -> Repository:
     """Return a repository of the fake; its waits are over at once."""
     transport = Transport(
-        httpx.URL(ADDRESS),
-        client=httpx.Client(transport=fake, headers=HEADERS),
+        Url.parse(ADDRESS),
+        client=FakeClient(fake),
         login=login or ScriptedLogin(),
         clock=clock or QuickClock().clock,
         warn=warn,

@@ -55,7 +55,7 @@ class Ground:
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
 
 
 class _Platform(_Document):

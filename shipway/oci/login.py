@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import httpx
-
 from shipway.entra import DEADLINE_S
 from shipway.errors import LoginMissing, RegistryRefused
+from shipway.oci.address import Url
 from shipway.oci.credentials import AzureCredential, Credential, Secret
 from shipway.oci.reference import is_loopback
 from shipway.oci.tokens import TokenService, basic
-from shipway.oci.transport import shown
+from shipway.oci.transport import Sender, shown
 
 _MARGIN_S = 30.0  # so long before its end a token is renewed, or in the last quarter of a short life
 
@@ -59,9 +58,9 @@ class Login:
 
     def __init__(
         self,
-        registry: httpx.URL,
+        registry: Url,
         *,
-        client: httpx.Client,
+        client: Sender,
         find: Callable[[], Credential | AzureCredential | None],
         token_services: Sequence[str] = (),
         deadline_s: float = DEADLINE_S,
@@ -138,7 +137,7 @@ class Login:
     def _believed(self, challenge: Challenge) -> TokenService:
         """Return the token service, unless it is one that must not be asked, or not with our credential."""
         realm = _address(challenge.params.get("realm", ""))
-        netloc = realm.netloc.decode("ascii")
+        netloc = realm.netloc
         local = is_loopback(self._host) and is_loopback(netloc)
         if realm.scheme != "https" and not (realm.scheme == "http" and local):
             raise RegistryRefused(
@@ -172,7 +171,7 @@ class Login:
 
     @property
     def _host(self) -> str:
-        return self._registry.netloc.decode("ascii")
+        return self._registry.netloc
 
     @property
     def _advice(self) -> str:
@@ -205,13 +204,14 @@ def _parsed(header: str) -> list[Challenge]:
     return [Challenge(scheme=scheme, params=params) for scheme, params in found]
 
 
-def _address(text: str) -> httpx.URL:
+def _address(text: str) -> Url:
     """Return the realm as an address; one that is none has no scheme, and one with a login in it is none."""
+    nowhere = Url(scheme="", host="", port=None, target="/")
     try:
-        realm = httpx.URL(text)
-    except httpx.InvalidURL:
-        return httpx.URL("")
-    return httpx.URL("") if realm.userinfo else realm
+        realm = Url.parse(text)
+    except ValueError:
+        return nowhere
+    return nowhere if realm.has_login or not realm.host else realm
 
 
 def _bearer(secret: Secret) -> str:

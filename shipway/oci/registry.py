@@ -17,20 +17,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import httpx
-
 from shipway.artifacts import Descriptor, Digest
 from shipway.config import PushSettings
 from shipway.console import Tell
 from shipway.errors import BlobsLost, ConfigError, ImageCorrupt, ImageMissing, PushError, RegistryRefused
-from shipway.oci.client import open_client
+from shipway.oci.address import Url
+from shipway.oci.client import Client, Response
 from shipway.oci.compose import INDEX, MANIFEST, Source
 from shipway.oci.credentials import find_credential
 from shipway.oci.images import DOCUMENT_BYTES, Advance, described, ignore
 from shipway.oci.login import Login
+from shipway.oci.patience import Clock, Passing
 from shipway.oci.reference import Reference
 from shipway.oci.referrers import subject_of
-from shipway.oci.transport import Answer, Body, Call, Clock, Passing, Transport
+from shipway.oci.transport import Answer, Body, Call, Transport
 from shipway.oci.upload import Upload
 from shipway.proc import Run
 
@@ -60,8 +60,8 @@ def open_repository(
     reference = Reference.parse(name)
     if reference.tag or reference.digest:
         raise ConfigError(f"{name!r} names an image, where a repository belongs: {reference.repository}")
-    registry = httpx.URL(reference.registry_url)
-    client = open_client(reference, authority=root / settings.authority if settings.authority else None)
+    registry = Url.parse(reference.registry_url)
+    client = Client(reference, authority=root / settings.authority if settings.authority else None)
     find = partial(find_credential, reference.host, settings=settings, environ=environ, proc=proc)
     login = Login(registry, client=client, find=find, token_services=settings.token_services)
     return Repository(reference, Transport(registry, client=client, login=login, warn=tell.warn, clock=clock))
@@ -140,7 +140,7 @@ class Repository:
         )
         return upload.run(session)
 
-    def _mounted(self, blob: Descriptor, origin: str) -> tuple[bool, httpx.URL | None]:
+    def _mounted(self, blob: Descriptor, origin: str) -> tuple[bool, Url | None]:
         """Ask for a blob of another repository; a registry that will not give it opens an upload, or refuses."""
         scopes = (*self._push, f"repository:{origin}:pull")
         call = self._call("POST", "blobs/uploads/", scopes, query={"mount": blob.digest, "from": origin})
@@ -177,14 +177,14 @@ class Repository:
             "GET", f"blobs/{blob.digest}", self._pull, headers={"Range": f"bytes={start}-"} if start else {}
         )
         with self._transport.opened(call, {_OK, _PARTIAL, _NOT_FOUND, _NOT_THERE}) as response:
-            if response.status_code == _NOT_FOUND:
+            if response.status == _NOT_FOUND:
                 raise ImageMissing(f"there is no {blob.digest} in {self.repository}")
-            if response.status_code == _NOT_THERE:
+            if response.status == _NOT_THERE:
                 raise self._corrupt(blob.digest, f"it ends after {start} of {blob.size_bytes} bytes")
-            at = _first_byte(response) if response.status_code == _PARTIAL else 0
+            at = _first_byte(response) if response.status == _PARTIAL else 0
             if at > start:
                 raise self._corrupt(blob.digest, f"bytes from {at} on came, asked for were those from {start} on")
-            for piece in response.iter_raw():
+            for piece in response.pieces():
                 fresh = piece[max(0, start - at) :]
                 at += len(piece)
                 if fresh:
@@ -235,8 +235,7 @@ class Repository:
         return Digest.of(answer.body)
 
     def _manifest(self, method: str, name: str) -> Answer:
-        accept = INDEX if subject_of(name) else ", ".join(DOCUMENTS)
-        call = self._call(method, f"manifests/{name}", self._pull, headers={"Accept": accept})
+        call = self._call(method, f"manifests/{name}", self._pull, headers={"Accept": _accepted(name)})
         return self._transport.ask(call, {_OK, _NOT_FOUND})
 
     def names(self) -> Iterator[str]:
@@ -286,11 +285,18 @@ class Repository:
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
     ) -> Call:
-        url = self._url.join(path).copy_merge_params(query or {})
+        url = self._url.join(path).asking(*(query or {}).items())
         return Call(method=method, url=url, scopes=scopes, headers=headers or {}, body=body)
 
     def _corrupt(self, digest: Digest, why: str) -> ImageCorrupt:
         return ImageCorrupt(f"{self.repository}@{digest} is damaged: {why}", advice=_STALE)
+
+
+def _accepted(name: str) -> str:
+    """Return what a manifest may be, which is known where the name is one of shipway's own."""
+    if subject_of(name):
+        return INDEX
+    return MANIFEST if name.startswith("layers-") else ", ".join(DOCUMENTS)
 
 
 def _digest(text: str) -> Digest | None:
@@ -300,7 +306,7 @@ def _digest(text: str) -> Digest | None:
         return None
 
 
-def _first_byte(response: httpx.Response) -> int:
+def _first_byte(response: Response) -> int:
     found = _FIRST.match(response.headers.get("content-range", ""))
     return int(found[1]) if found else 0
 

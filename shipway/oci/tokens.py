@@ -15,19 +15,22 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-import httpx
-
 from shipway.entra import DEADLINE_S, within
 from shipway.errors import LoginMissing, RegistryRefused, RegistryUnreachable
+from shipway.oci.address import Url
+from shipway.oci.client import NoAnswer, Request, untrusted
 from shipway.oci.credentials import AzureCredential, Credential, Secret
-from shipway.oci.transport import TRANSIENT, printable, untrusted
+from shipway.oci.patience import TRANSIENT, retry_after_s
+from shipway.oci.transport import Sender, printable
 
 _LIFE_S = 60.0  # of a token that does not say: the protocol's own default
 _ANSWER_BYTES = 1 << 20  # the longest answer that is read
@@ -45,7 +48,7 @@ class Token:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
     status: int
-    headers: httpx.Headers
+    headers: Message
     body: bytes
 
     @property
@@ -60,7 +63,7 @@ class _Answer:
 class TokenService:
     """One token service, as a registry's challenge names it; not for several threads at once."""
 
-    def __init__(self, realm: httpx.URL, name: str, *, client: httpx.Client, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, realm: Url, name: str, *, client: Sender, deadline_s: float = DEADLINE_S) -> None:
         """Take its address, and its name for the registry."""
         self.realm = realm
         self._name = name
@@ -82,18 +85,21 @@ class TokenService:
                 answer = self._ask(self._get(scopes, credential), credential, until)
         return Token(secret=self._secret(answer, "token", "access_token"), life_s=_life_s(answer))
 
-    def _get(self, scopes: Sequence[str], credential: Credential | None) -> httpx.Request:
-        url = self.realm.copy_add_param("service", self._name)
-        for scope in scopes:
-            url = url.copy_add_param("scope", scope)
-        return self._client.build_request(
-            "GET", url, headers={"Authorization": basic(credential)} if credential else {}
-        )
+    def _get(self, scopes: Sequence[str], credential: Credential | None) -> Request:
+        url = self.realm.asking(("service", self._name), *(("scope", scope) for scope in scopes))
+        headers = {"Authorization": basic(credential)} if credential else {}
+        return Request(method="GET", url=url, headers=headers, timeout_s=self._deadline_s, connect_s=self._deadline_s)
 
-    def _post(self, url: httpx.URL, form: Sequence[tuple[str, str]]) -> httpx.Request:
-        content = urlencode([("service", self._name), *form])
-        return self._client.build_request(
-            "POST", url, content=content, headers={"Content-Type": "application/x-www-form-urlencoded"}
+    def _post(self, url: Url, form: Sequence[tuple[str, str]]) -> Request:
+        content = urlencode([("service", self._name), *form]).encode()
+        return Request(
+            method="POST",
+            url=url,
+            headers={"Content-Type": "application/x-www-form-urlencoded"},
+            pieces=[content],
+            size_bytes=len(content),
+            timeout_s=self._deadline_s,
+            connect_s=self._deadline_s,
         )
 
     def _from_azure(self, credential: AzureCredential, scopes: Sequence[str], until: float) -> _Answer:
@@ -117,53 +123,54 @@ class TokenService:
         request = self._post(self.realm.join("/oauth2/exchange"), form)
         return self._secret(self._ask(request, credential, until), "refresh_token")
 
-    def _azure_access(self, refresh: Secret, scopes: Sequence[str]) -> httpx.Request:
+    def _azure_access(self, refresh: Secret, scopes: Sequence[str]) -> Request:
         """Build the request for a token; Azure takes each scope in a field of its own."""
         named = (("scope", scope) for scope in scopes)
         return self._post(self.realm, (("grant_type", "refresh_token"), *named, ("refresh_token", refresh.reveal())))
 
-    def _ask(self, request: httpx.Request, credential: Credential | AzureCredential | None, until: float) -> _Answer:
+    def _ask(self, request: Request, credential: Credential | AzureCredential | None, until: float) -> _Answer:
         """Send the request until it is answered; raises `RegistryRefused` unless the answer is 200."""
         try:
             answer = within(until - time.monotonic(), partial(self._patiently, request, until))
         except TimeoutError as error:
             raise self._unreachable(f"gave no answer within {self._deadline_s:g} s") from error
-        if answer.status == httpx.codes.OK:
+        if answer.status == HTTPStatus.OK:
             return answer
         who, advice = (str(credential), credential.advice) if credential else ("a login without a credential", "")
-        if httpx.codes.is_redirect(answer.status):
+        if HTTPStatus(300) <= answer.status < HTTPStatus(400):
             what = f"sends {who} on to another address: nothing was sent there"
         else:
             what = f"refused {who}: {answer.status} {_said(answer)}".rstrip()
         raise RegistryRefused(f"the token service {self._host} {what}", advice=advice)
 
-    def _patiently(self, request: httpx.Request, until: float) -> _Answer:
+    def _patiently(self, request: Request, until: float) -> _Answer:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 answer = self._once(request, until)
                 if answer.status not in TRANSIENT:
                     return answer
-                why, wait_s = f"answered {answer.status}", _retry_after_s(answer, pause_s)
-            except httpx.TransportError as error:
+                after_s = retry_after_s(answer.headers.get("retry-after"))
+                why, wait_s = f"answered {answer.status}", pause_s if after_s is None else max(0.0, after_s)
+            except NoAnswer as error:
                 if refused := untrusted(f"the token service {self._host}", error):
                     raise refused from error
-                why, wait_s = f"cannot be reached: {printable(str(error)) or type(error).__name__}", pause_s
+                why, wait_s = f"cannot be reached: {printable(error.text)}", pause_s
             if time.monotonic() + wait_s >= until:
                 raise self._unreachable(why)
             time.sleep(wait_s)
             pause_s *= 2
 
-    def _once(self, request: httpx.Request, until: float) -> _Answer:
-        request.extensions["timeout"] = httpx.Timeout(max(0.1, until - time.monotonic())).as_dict()
-        response = self._client.send(request, auth=None, follow_redirects=False, stream=True)
+    def _once(self, request: Request, until: float) -> _Answer:
+        left_s = max(0.1, until - time.monotonic())
+        response = self._client.send(replace(request, timeout_s=left_s, connect_s=left_s))
         with contextlib.closing(response):
             body = b""
-            for piece in response.iter_bytes(1 << 16):
+            for piece in response.pieces():
                 body += piece
                 if len(body) > _ANSWER_BYTES:
                     break
-        return _Answer(status=response.status_code, headers=response.headers, body=body)
+        return _Answer(status=response.status, headers=response.headers, body=body)
 
     def _unreachable(self, why: str) -> RegistryUnreachable:
         return RegistryUnreachable(f"the token service {self._host} {why}")
@@ -180,7 +187,7 @@ class TokenService:
 
     @property
     def _host(self) -> str:
-        return self.realm.netloc.decode("ascii")
+        return self.realm.netloc
 
 
 def basic(credential: Credential) -> str:
@@ -200,11 +207,6 @@ def _life_s(answer: _Answer) -> float:
     except (KeyError, ValueError, TypeError):
         return life_s
     return life_s - min(max(0.0, age_s), life_s)
-
-
-def _retry_after_s(answer: _Answer, default_s: float) -> float:
-    text = answer.headers.get("retry-after", "")
-    return float(text) if text.isdecimal() else default_s
 
 
 def _said(answer: _Answer) -> str:

@@ -9,42 +9,45 @@ request without its query, which may hold secrets. https://www.rfc-editor.org/rf
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import json
-import random
-import socket
-import ssl
-import time
-import weakref
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from email.message import Message
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import httpcore
-import httpx
-
-from shipway.errors import Interrupted, PushError, RegistryRefused, RegistryUnreachable
+from shipway.errors import Interrupted, PushError, RegistryRefused
+from shipway.oci.address import Url
+from shipway.oci.client import NoAnswer, Request, Response, untrusted
 from shipway.oci.images import DOCUMENT_BYTES, Advance, ignore
+from shipway.oci.patience import TRANSIENT, Clock, Passing, Patience, retry_after_s
 from shipway.oci.reference import is_loopback
 
-TRANSIENT = frozenset({408, 429, 499, 500, 502, 503, 504, 522})  # go-containerregistry's list
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPING_METHOD = frozenset({307, 308})
 _HOPS = 5
 _LOGINS = 2  # for one request: a token that ran out, and one more
-_TRIES = 6  # without progress
-_TRIES_IN_ALL = 100  # with some between them
-_DEADLINE_S = 300.0  # without progress
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 60.0
-_NOTICED_S = 3.0
-_TICK_S = 0.2  # a wait is told of so often, so that it can be ended
 _CONNECT_S, _READ_S = 10.0, 60.0
 _FAREWELL_S = 0.75  # for each of the requests that cancel an upload, when somebody waits for the end
 _ANSWER_S = 120.0  # for a whole document, however slowly its bytes drip
 _SHOWN = 300  # characters of what a registry says of its errors
+_LINK = re.compile(r"<([^>]*)>((?:\s*;\s*[^,;]+)*)")
+_REL = re.compile(r";\s*rel\s*=\s*\"?([^\";]+)", re.IGNORECASE)
+
+
+class Sender(Protocol):
+    """What a transport needs of `shipway.oci.client.Client`."""
+
+    def send(self, request: Request) -> Response:
+        """Make a request; raises `NoAnswer`."""
+
+    def abandon(self) -> None:
+        """Cut every connection."""
+
+    def close(self) -> None:
+        """Close what nobody uses."""
 
 
 class Login(Protocol):
@@ -65,14 +68,6 @@ class Login(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """What time it is, and how it passes."""
-
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
     """What a request sends. `pieces` is asked again when the request is made again."""
 
@@ -86,7 +81,7 @@ class Call:
     """One request; `scopes` are the rights it needs, as a token service knows them."""
 
     method: str
-    url: httpx.URL
+    url: Url
     scopes: tuple[str, ...]
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Body | None = None
@@ -101,18 +96,18 @@ class Answer:
     """A whole answer; of a body longer than any document, only so much that it shows."""
 
     call: Call
-    url: httpx.URL
+    url: Url
     status: int
-    headers: httpx.Headers
+    headers: Message
     body: bytes
 
     @property
-    def location(self) -> httpx.URL | None:
+    def location(self) -> Url | None:
         """Where the registry points to, if it does. Raises `RegistryRefused` for where nobody should go."""
         return _led(self.call, self.url, self.headers.get("location"))
 
     @property
-    def next_page(self) -> httpx.URL | None:
+    def next_page(self) -> Url | None:
         """Where a list goes on, if it does. Raises `RegistryRefused` for where nobody should go."""
         return _led(self.call, self.url, _links(self.headers).get("next"))
 
@@ -134,63 +129,14 @@ class Answer:
         return f"{self.call} was answered {_status(self.status)}" + (f" ({printable(said)})" if said else "")
 
 
-class Passing(Exception):
-    """A request failed in a way that may pass: it is worth another try. Never leaves `shipway.oci`."""
-
-    def __init__(self, text: str, *, after_s: float | None = None) -> None:
-        """Take what happened, and how long the registry asked to wait."""
-        super().__init__(text)
-        self.after_s = after_s
-
-
-class Patience:
-    """How long one errand goes on though it fails: bounded in tries and time without progress, and in all tries."""
-
-    def __init__(self, clock: Clock, advance: Advance, warn: Callable[[str], None]) -> None:
-        """Begin; `advance` is told of every wait and may end it, `warn` of those that people notice."""
-        self._clock = clock
-        self._warn = warn
-        self._advance = advance
-        self._in_all = 0
-        self.tries = 0
-        self._since = clock.now()
-
-    def progressed(self) -> None:
-        """Begin to count `tries` anew: something more has arrived."""
-        self.tries = 0
-        self._since = self._clock.now()
-
-    def spend(self, fault: Passing) -> None:
-        """Wait until the next try is due; raises `RegistryUnreachable` when there were enough."""
-        self.tries += 1
-        self._in_all += 1
-        wait_s = self._wait_s(fault)
-        late = self._clock.now() + wait_s - self._since > _DEADLINE_S
-        if self.tries >= _TRIES or self._in_all >= _TRIES_IN_ALL or late:
-            times = "once" if self._in_all == 1 else f"{self._in_all} times"
-            raise RegistryUnreachable(f"{fault}, tried {times}") from fault
-        if wait_s > _NOTICED_S:
-            self._warn(f"{fault}; asking again in {wait_s:.0f} s")
-        until = self._clock.now() + wait_s
-        while (left := until - self._clock.now()) > 0:
-            self._advance(0)
-            self._clock.sleep(min(left, _TICK_S))
-        self._advance(0)
-
-    def _wait_s(self, fault: Passing) -> float:
-        if fault.after_s is not None:
-            return min(max(fault.after_s, 0.0), _LONGEST_WAIT_S)
-        return _FIRST_WAIT_S * (1 << self.tries - 1) * random.uniform(0.5, 1)  # noqa: S311 - no secret
-
-
 class Transport:
     """The way to one registry; thread-safe."""
 
     def __init__(
         self,
-        registry: httpx.URL,
+        registry: Url,
         *,
-        client: httpx.Client,
+        client: Sender,
         login: Login,
         warn: Callable[[str], None],
         clock: Clock | None = None,
@@ -200,26 +146,13 @@ class Transport:
         self.login = login
         self._warn = warn
         self._client = client
-        self._client.event_hooks = {"request": [self._watch]}
         self._clock = clock or Clock()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._abandoned = False
 
     def abandon(self) -> None:
         """End what other threads wait for: connections are cut, no errand goes on, nothing new may take long."""
         self._abandoned = True
-        for each in list(self._sockets):
-            with contextlib.suppress(OSError):  # closed already
-                each.shutdown(socket.SHUT_RDWR)  # unlike closing, this wakes who reads or writes
-
-    def _watch(self, request: httpx.Request) -> None:
-        request.extensions = {**request.extensions, "trace": self._note}
-
-    def _note(self, _event: str, info: Mapping[str, Any]) -> None:
-        """Remember the socket when a connection was made, and another one when it became TLS."""
-        stream = info.get("return_value")
-        if isinstance(stream, httpcore.NetworkStream):
-            self._sockets.add(stream.get_extra_info("socket"))
+        self._client.abandon()
 
     def close(self) -> None:
         """Close the connections."""
@@ -249,31 +182,31 @@ class Transport:
             return self._read(call, response)
 
     @contextlib.contextmanager
-    def opened(self, call: Call, expected: Collection[int]) -> Iterator[httpx.Response]:
+    def opened(self, call: Call, expected: Collection[int]) -> Iterator[Response]:
         """Make a request once; give its response, whose body is still to be read."""
         try:
             response = self._arrived(call)
             try:
-                if response.status_code not in expected:
+                if response.status not in expected:
                     raise self._failure(self._read(call, response))
                 yield response
             finally:
                 response.close()
-        except httpx.TransportError as error:
-            raise _translated(call, error) from error
+        except NoAnswer as error:
+            raise untrusted(str(call), error) or Passing(f"{call}: {printable(str(error))}") from error
 
-    def _arrived(self, call: Call) -> httpx.Response:
+    def _arrived(self, call: Call) -> Response:
         """Return the response of whoever answers in the end: logged in, and every redirect followed."""
         url, authorization, logins, hops = call.url, self.login.header(call.scopes), 0, 0
         while True:
-            own = _origin(url) == _origin(self.registry)
+            own = url.origin == self.registry.origin
             response = self._sent(call, url, authorization if own else None)
             try:
-                if response.status_code == HTTPStatus.UNAUTHORIZED and own and logins < _LOGINS:
-                    challenges = response.headers.get_list("www-authenticate")
+                if response.status == HTTPStatus.UNAUTHORIZED and own and logins < _LOGINS:
+                    challenges = response.headers.get_all("www-authenticate", [])
                     authorization = self.login.answer(challenges, call.scopes, refused=authorization)
                     logins += 1
-                elif response.status_code in _REDIRECTS and "location" in response.headers:
+                elif response.status in _REDIRECTS and "location" in response.headers:
                     url = self._redirected(call, response, hops)
                     hops += 1
                 else:
@@ -284,31 +217,37 @@ class Transport:
                 raise
             response.close()
 
-    def _sent(self, call: Call, url: httpx.URL, authorization: str | None) -> httpx.Response:
+    def _sent(self, call: Call, url: Url, authorization: str | None) -> Response:
         headers = {**call.headers} | ({"Authorization": authorization} if authorization else {})
-        content: Iterable[bytes] | None = None
         if call.body:
-            headers |= {"Content-Type": call.body.media_type, "Content-Length": str(call.body.size_bytes)}
-            content = call.body.pieces()
+            headers["Content-Type"] = call.body.media_type
         longest_s = _FAREWELL_S if self._abandoned else call.timeout_s
-        timeout = httpx.Timeout(longest_s, connect=min(longest_s, _CONNECT_S))
-        request = self._client.build_request(call.method, url, headers=headers, content=content, timeout=timeout)
-        return self._client.send(request, stream=True)
+        return self._client.send(
+            Request(
+                method=call.method,
+                url=url,
+                headers=headers,
+                pieces=call.body.pieces() if call.body else None,
+                size_bytes=call.body.size_bytes if call.body else 0,
+                timeout_s=longest_s,
+                connect_s=min(longest_s, _CONNECT_S),
+            )
+        )
 
-    def _redirected(self, call: Call, response: httpx.Response, hops: int) -> httpx.URL:
+    def _redirected(self, call: Call, response: Response, hops: int) -> Url:
         if hops == _HOPS:
             raise RegistryRefused(f"{call} was redirected more than {_HOPS} times")
-        if response.status_code not in _KEEPING_METHOD and call.method not in {"GET", "HEAD"}:
-            raise RegistryRefused(f"{call} was answered {_status(response.status_code)}, which loses what is sent")
-        url = _led(call, response.request.url, response.headers["location"])
+        if response.status not in _KEEPING_METHOD and call.method not in {"GET", "HEAD"}:
+            raise RegistryRefused(f"{call} was answered {_status(response.status)}, which loses what is sent")
+        url = _led(call, response.url, response.headers["location"])
         if url is None:
             raise RegistryRefused(f"{call} was redirected to nowhere")
         return url
 
-    def _read(self, call: Call, response: httpx.Response) -> Answer:
+    def _read(self, call: Call, response: Response) -> Answer:
         """Read an answer's body as it came over the wire, as much as shows that it is too long, and not for ever."""
         body, until = bytearray(), self._clock.now() + _ANSWER_S
-        for piece in response.iter_raw():
+        for piece in response.pieces():
             body += piece
             if len(body) > DOCUMENT_BYTES:
                 break
@@ -316,25 +255,25 @@ class Transport:
                 raise Passing(f"{call}: the answer took longer than {_ANSWER_S:.0f} s")
         return Answer(
             call=call,
-            url=response.request.url,
-            status=response.status_code,
+            url=response.url,
+            status=response.status,
             headers=response.headers,
             body=bytes(body[: DOCUMENT_BYTES + 1]),
         )
 
     def _failure(self, answer: Answer) -> PushError | Passing:
         if answer.status in TRANSIENT:
-            return Passing(str(answer), after_s=_after_s(answer.headers.get("retry-after")))
-        own = _origin(answer.url) == _origin(self.registry)
+            return Passing(str(answer), after_s=retry_after_s(answer.headers.get("retry-after")))
+        own = answer.url.origin == self.registry.origin
         if own and answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             return self.login.refusal(str(answer))
-        by = "" if own else f", by {_host(answer.url)}, where the registry redirected to"
+        by = "" if own else f", by {answer.url.netloc}, where the registry redirected to"
         return RegistryRefused(f"{answer}{by}")
 
 
-def shown(url: httpx.URL) -> str:
+def shown(url: Url) -> str:
     """Return an address for people: without its query and login, which may be secrets."""
-    return f"{url.scheme}://{_host(url)}{url.path}"
+    return f"{url.scheme}://{url.netloc}{url.path}"
 
 
 def printable(text: str) -> str:
@@ -349,25 +288,17 @@ def _status(status: int) -> str:
     return str(status)
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
-
-
-def _host(url: httpx.URL) -> str:
-    return url.netloc.decode("ascii", "replace")
-
-
-def _led(call: Call, url: httpx.URL, location: str | None) -> httpx.URL | None:
+def _led(call: Call, url: Url, location: str | None) -> Url | None:
     """Return where a registry leads to, resolved but never rebuilt: it may be relative and hold a query."""
     if not location:
         return None
     try:
         there = url.join(location)
-    except httpx.InvalidURL as error:
+    except ValueError as error:
         raise RegistryRefused(f"{call} leads to an address that is none: {printable(str(error))}") from error
-    if not there.host or there.userinfo:
+    if not there.host or there.has_login:
         raise RegistryRefused(f"{call} leads to an address without a host, or with a login in it")
-    if there.scheme == "https" or (there.scheme == "http" and is_loopback(_host(there))):
+    if there.scheme == "https" or (there.scheme == "http" and is_loopback(there.netloc)):
         return there
     raise RegistryRefused(
         f"{call} leads to {shown(there)}, which is not https",
@@ -375,37 +306,7 @@ def _led(call: Call, url: httpx.URL, location: str | None) -> httpx.URL | None:
     )
 
 
-def _links(headers: httpx.Headers) -> Mapping[str, str]:
-    """Return the addresses in `Link`, by their relation."""
-    return {link["rel"]: link["url"] for link in httpx.Response(200, headers=headers).links.values() if "rel" in link}
-
-
-def _after_s(text: str | None) -> float | None:
-    """Return what `Retry-After` says, in seconds or as a date."""
-    if not text:
-        return None
-    with contextlib.suppress(ValueError):
-        return float(int(text))
-    with contextlib.suppress(ValueError):
-        date = email.utils.parsedate_to_datetime(text)
-        return (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return None
-
-
-def untrusted(what: str, error: httpx.TransportError) -> RegistryUnreachable | None:
-    """Return the error for a certificate that nobody here vouches for, if it is one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return RegistryUnreachable(
-                f"{what}: the certificate is not trusted: {cause.verify_message}",
-                advice="name the certificate authority's PEM file in [push] authority",
-            )
-        cause = cause.__cause__ or cause.__context__  # behind a proxy, httpcore raises without `from`
-    return None
-
-
-def _translated(call: Call, error: httpx.TransportError) -> PushError | Passing:
-    if refused := untrusted(str(call), error):
-        return refused
-    return Passing(f"{call}: {type(error).__name__}: {printable(str(error)) or 'no answer'}")
+def _links(headers: Message) -> Mapping[str, str]:
+    """Return the addresses in `Link` (RFC 8288), by their relation."""
+    found = (match for text in headers.get_all("link", []) for match in _LINK.finditer(text))
+    return {rel[1].strip(): match[1] for match in found if (rel := _REL.search(match[2]))}

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import httpx
-
 from shipway.artifacts import Descriptor
 from shipway.errors import PushError, RegistryRefused
+from shipway.oci.address import Url
 from shipway.oci.compose import Source
 from shipway.oci.images import Advance
-from shipway.oci.transport import Answer, Body, Call, Passing, Transport
+from shipway.oci.patience import Passing
+from shipway.oci.transport import Answer, Body, Call, Transport
 
 PIECE_BYTES = 1 << 20  # so much of a blob is in memory; one that is no bigger goes in a single request
 CHUNK_BYTES = 16 << 20
@@ -61,12 +61,12 @@ class Upload:
         self._cancel_scopes = cancel_scopes
         self._lacking = lacking
         self._patience = transport.patience(advance)
-        self._session: httpx.URL | None = None
+        self._session: Url | None = None
         self._offset = 0
         self._furthest = 0
         self._chunk_bytes: int | None = None
 
-    def run(self, session: httpx.URL | None) -> int:
+    def run(self, session: Url | None) -> int:
         """Send the blob, first to a session that is open already, if one is; return the bytes sent."""
         self._session = session
         try:
@@ -131,9 +131,9 @@ class Upload:
 
     def _commit(self) -> None:
         """Send the digest, and with it the blob where that is small: from then on it is there."""
-        digest = b"digest=" + self._blob.digest.replace(":", "%3A").encode()
-        address = self._address.copy_with(query=b"&".join(filter(None, (self._address.query, digest))))
-        call = self._call("PUT", address, self._offset, self._blob.size_bytes)
+        call = self._call(
+            "PUT", self._address.asking(("digest", self._blob.digest)), self._offset, self._blob.size_bytes
+        )
         answer = self._transport.once(call, {_CREATED, _NO_CONTENT, _BAD, _UNKNOWN, _NOT_THERE})
         if answer.status in {_CREATED, _NO_CONTENT}:
             return
@@ -175,12 +175,12 @@ class Upload:
         self._session = None
 
     @property
-    def _address(self) -> httpx.URL:
+    def _address(self) -> Url:
         if self._session is None:
             raise Passing(f"{self._start}: the upload was forgotten")
         return self._session
 
-    def _call(self, method: str, url: httpx.URL, start: int, end: int) -> Call:
+    def _call(self, method: str, url: Url, start: int, end: int) -> Call:
         body = Body(size_bytes=end - start, pieces=partial(self._bytes.between, start, end))
         part = start < end and (start, end) != (0, self._blob.size_bytes)
         headers = {"Content-Range": f"{start}-{end - 1}"} if part else {}

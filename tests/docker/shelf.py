@@ -13,8 +13,8 @@ from shipway.artifacts import ImageRef
 from shipway.config import PushSettings
 from shipway.console import Console
 from shipway.oci.compose import Composed
+from shipway.oci.patience import Clock
 from shipway.oci.registry import Repository, open_repository
-from shipway.oci.transport import Clock
 from shipway.proc import Proc
 from shipway.stages import push as stage
 from tests.docker import walk

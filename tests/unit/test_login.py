@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shipway.errors import LoginMissing, RegistryRefused, RegistryUnreachable
+from shipway.oci.address import Url
 from shipway.oci.credentials import AzureCredential, Credential, Secret
 from shipway.oci.login import Challenge, Login, parse_challenges
+from tests.httpx_client import FakeClient
 
 REGISTRY = "https://registry.example"
 REALM = "https://registry.example/token"
@@ -68,8 +70,8 @@ class Clock:
 def _login(
     service: Reply, credential: Credential | AzureCredential | None = ALICE, *, registry: str = REGISTRY, **more: Any
 ) -> Iterator[Login]:
-    with httpx.Client(transport=httpx.MockTransport(service)) as client:
-        yield Login(httpx.URL(registry), client=client, find=lambda: credential, **more)
+    client = FakeClient(httpx.MockTransport(service))
+    yield Login(Url.parse(registry), client=client, find=lambda: credential, **more)
 
 
 def _bearer(realm: str = REALM, service: str = "the registry") -> list[str]:
@@ -154,11 +156,11 @@ def test_error_names_the_kind_when_the_registry_wants_what_nobody_knows(headers:
 
 def test_credential_is_looked_for_once_when_the_registry_asks_often() -> None:
     looked: list[int] = []
-    with httpx.Client(transport=httpx.MockTransport(Service())) as client:
-        login = Login(httpx.URL(REGISTRY), client=client, find=lambda: looked.append(1))
-        assert looked == []
-        for scope in (PUSH, BASE):
-            login.answer(_bearer(), [scope], refused=None)
+    client = FakeClient(httpx.MockTransport(Service()))
+    login = Login(Url.parse(REGISTRY), client=client, find=lambda: looked.append(1))
+    assert looked == []
+    for scope in (PUSH, BASE):
+        login.answer(_bearer(), [scope], refused=None)
 
     assert looked == [1]
 

@@ -12,8 +12,8 @@ from shipway.artifacts import Descriptor, Digest
 from shipway.errors import BlobsLost, ImageCorrupt, PushError, RegistryRefused, RegistryUnreachable
 from shipway.oci.compose import CONFIG, MANIFEST, TAR, canonical
 from shipway.oci.images import DOCUMENT_BYTES, described
+from shipway.oci.patience import TRANSIENT
 from shipway.oci.registry import Repository
-from shipway.oci.transport import TRANSIENT
 from tests.fake_registry import (
     ADDRESS,
     FakeRegistry,

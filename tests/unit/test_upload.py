@@ -12,8 +12,8 @@ from shipway.artifacts import Descriptor, Digest
 from shipway.errors import PushError, RegistryRefused, RegistryUnreachable
 from shipway.oci.compose import TAR
 from shipway.oci.images import described
+from shipway.oci.patience import TRANSIENT
 from shipway.oci.registry import Repository
-from shipway.oci.transport import TRANSIENT
 from shipway.oci.upload import CHUNK_BYTES, PIECE_BYTES
 from tests.fake_registry import (
     ADDRESS,
