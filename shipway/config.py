@@ -117,6 +117,11 @@ class ImageSettings(_Table):
     platform: Annotated[str, Field(pattern=r"^(host|linux/amd64|linux/arm64)$")] = Field(
         "host", description="The image's platform; `host` is this machine's."
     )
+    compression: Literal["none", "stored"] = Field(
+        "none",
+        description="How the layers of dependencies and model are sent: `none` as plain tar; `stored` as gzip that "
+        "compresses nothing, for programs that take every layer for gzip. The app's layer is always compressed.",
+    )
     requirements: str = Field("app/requirements.txt", description="Hash-locked requirements of the service.")
     include: tuple[str, ...] = Field(("app",), description="Committed folders that make the app layer.")
     user: str = Field(

@@ -67,10 +67,20 @@ class Composed:
 
 
 def compose(
-    base: Base, *, dependencies: Sequence[Layer], model: Model, app: Layer, settings: Settings, snapshot: Snapshot
+    base: Base,
+    *,
+    dependencies: Sequence[Layer],
+    model: Model,
+    app: Layer,
+    settings: Settings,
+    snapshot: Snapshot,
+    weights: Layer | None = None,
 ) -> Image:
-    """Return the image of these parts. Raises `BaseRefused` when they are too many layers."""
-    layers = (*base.layers, *dependencies, model_layer(model), app)
+    """Return the image of these parts. Raises `BaseRefused` when they are too many layers.
+
+    `weights` is the model's layer where it is another than the model's manifest describes.
+    """
+    layers = (*base.layers, *dependencies, weights or model_layer(model), app)
     config, environment = _begun(base, settings, snapshot)
     return _finish(config, {**_PATH, **base.environment, **_PYTHON, **environment}, layers, model_ref(model))
 

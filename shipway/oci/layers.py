@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from shipway.errors import ImageError, ImageMissing
 from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, blob_entry, canonical, layer_entry, read_layer
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described
 from shipway.oci.staging import write_whole
+from shipway.oci.stored import stored
 from shipway.tarball import Entry, collect, link_stays_inside
 
 _NAME = "layers-{}"
@@ -73,6 +75,25 @@ def fingerprint(*inputs: str) -> str:
     return hashlib.sha256("\0".join((str(_FORMAT), *inputs)).encode()).hexdigest()
 
 
+def framed(
+    key: str, plain: Callable[[], Sequence[Layer]], source_of: Callable[[Layer], Source], known: Known
+) -> tuple[Layer, ...]:
+    """Return layers as gzip that compresses nothing; `plain` and their bytes are asked for the first time only."""
+    if (layers := known.load(key)) is None:
+        layers = tuple(_framed(layer, source_of(layer)) for layer in plain())
+        known.save(key, layers)
+    return layers
+
+
+def _framed(layer: Layer, source: Source) -> Layer:
+    hashed, size_bytes = hashlib.sha256(), 0
+    for piece in stored(source()):
+        hashed.update(piece)
+        size_bytes += len(piece)
+    digest = Digest("sha256:" + hashed.hexdigest())
+    return replace(layer, descriptor=Descriptor(media_type=TAR_GZIP, digest=digest, size_bytes=size_bytes))
+
+
 def app(checkout: Checkout, tree: str, include: Sequence[str], known: Known) -> tuple[Layer, Source]:
     """Return the layer of the committed files in `include`, below `/srv`.
 
@@ -89,14 +110,14 @@ def app(checkout: Checkout, tree: str, include: Sequence[str], known: Known) -> 
 
 def packed(part: Part, title: str, plain: bytes) -> tuple[Layer, Source]:
     """Return the compressed layer that holds this tar."""
-    stored = _compress(plain)
+    pressed = _compress(plain)
     layer = Layer(
         part=part,
         title=title,
-        descriptor=Descriptor(media_type=TAR_GZIP, digest=Digest.of(stored), size_bytes=len(stored)),
+        descriptor=Descriptor(media_type=TAR_GZIP, digest=Digest.of(pressed), size_bytes=len(pressed)),
         diff_id=Digest.of(plain),
     )
-    return layer, lambda: [stored]
+    return layer, lambda: [pressed]
 
 
 def _compress(data: bytes) -> bytes:

@@ -11,11 +11,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from shipway.artifacts import Image, Model, Snapshot
+from shipway.artifacts import Digest, Image, Layer, Model, Snapshot
 from shipway.checkout import Checkout
 from shipway.config import Settings
 from shipway.console import Tell, size
@@ -24,10 +25,11 @@ from shipway.oci import compose as parts
 from shipway.oci import docker, dockerfile
 from shipway.oci import generator as load_generator
 from shipway.oci.base import OpenImages, read_base
-from shipway.oci.compose import Composed
+from shipway.oci.compose import Composed, Source
 from shipway.oci.images import Images
-from shipway.oci.layers import Known, app, recall
+from shipway.oci.layers import Known, app, fingerprint, framed, recall
 from shipway.oci.staging import sweep
+from shipway.oci.stored import stored
 from shipway.oci.wheels import Dependencies, Target
 from shipway.proc import Run
 from shipway.tarball import Entry
@@ -86,29 +88,30 @@ def compose(
     if base == dockerfile.NAME:
         base = str(build(dockerfile.base(checkout, snapshot.tree, target, settings.image.build_args)))
     dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
+    is_framed = settings.image.compression == "stored"
     with _meanwhile(partial(read, base), places) as looked_at:
-        dependencies.layers()
+        made = _made(dependencies, model, model_bytes, known, is_framed=is_framed)
         app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
         ground = looked_at()
     image = parts.compose(
         ground.base,
-        dependencies=dependencies.layers(),
+        dependencies=made.dependencies,
         model=model,
         app=app_layer,
         settings=settings,
         snapshot=snapshot,
+        weights=made.weights,
     )
     tell.say(STAGE, _summary(image))
     return Composed(
         image=image,
         sources={
             **ground.sources,
-            **{layer.descriptor.digest: dependencies.source(layer) for layer in dependencies.layers()},
-            model.layer.digest: partial(model_bytes, model),
+            **made.sources,
             app_layer.descriptor.digest: app_source,
         },
         origins=ground.origins,
-        known={**ground.known, dependencies.key: dependencies.layers()},
+        known={**ground.known, **made.known},
         lock=lock,
     )
 
@@ -167,6 +170,44 @@ def generator(
         known={**ground.known, dependencies.key: dependencies.layers()},
         lock=lock,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    dependencies: tuple[Layer, ...]
+    weights: Layer
+    sources: Mapping[Digest, Source]
+    known: Mapping[str, tuple[Layer, ...]]
+
+
+def _made(
+    dependencies: Dependencies,
+    model: Model,
+    model_bytes: Callable[[Model], Iterable[bytes]],
+    known: Known,
+    *,
+    is_framed: bool,
+) -> _Made:
+    """Return the layers of dependencies and model, as they are or as gzip that compresses nothing."""
+    plain: Source = partial(model_bytes, model)
+    if not is_framed:
+        layers, weights = dependencies.layers(), parts.model_layer(model)
+        sources = {layer.descriptor.digest: dependencies.source(layer) for layer in layers}
+        remembered = {dependencies.key: layers}
+    else:
+        keys = fingerprint("stored", dependencies.key), fingerprint("stored", model.layer.digest)
+        layers = framed(keys[0], dependencies.layers, dependencies.source, known)
+        (weights,) = framed(keys[1], lambda: [parts.model_layer(model)], lambda _: plain, known)
+        sources = {layer.descriptor.digest: partial(_stored, dependencies.source(layer)) for layer in layers}
+        remembered = {keys[0]: layers, keys[1]: (weights,)}
+        plain = partial(_stored, plain)
+    return _Made(
+        dependencies=layers, weights=weights, sources={**sources, weights.descriptor.digest: plain}, known=remembered
+    )
+
+
+def _stored(source: Source) -> Iterator[bytes]:
+    return stored(source())
 
 
 def recombine(code: Image, model: Image) -> Composed:

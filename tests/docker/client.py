@@ -30,7 +30,7 @@ def opened(
     place = f"{registry.address}/{name}"
     pushed = {"repository": place, "authority": registry.authority and str(registry.authority)} | settings
     with pytest.MonkeyPatch.context() as patch:
-        for variable in registry.environ.keys() & {"HTTPS_PROXY"}:  # httpx reads it there
+        for variable in registry.environ.keys() & {"HTTPS_PROXY"}:  # Python's own urllib reads it there
             patch.setenv(variable, registry.environ[variable])
         images = open_repository(
             place,

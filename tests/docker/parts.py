@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import random
+from dataclasses import replace
 from functools import partial
 
 from shipway.artifacts import Descriptor, Digest, Layer, Model, ModelFile, Part, Snapshot
@@ -12,6 +13,7 @@ from shipway.config import ModelSettings, ProjectSettings, ServiceSettings, Sett
 from shipway.oci import compose
 from shipway.oci.compose import TAR, TAR_GZIP, Base, Composed
 from shipway.oci.layers import fingerprint
+from shipway.oci.stored import stored
 from shipway.tarball import Entry, collect
 
 BIG_BYTES = 3_000_000
@@ -23,14 +25,23 @@ _SETTINGS = Settings(
 )
 
 
-def composed(*, app: str = "1", model: str = "1", big: str = "1", small: str = "1") -> Composed:
-    """Return an image whose four layers hold what these words say; the same words give the same bytes."""
-    dependencies = (
+def composed(
+    *, app: str = "1", model: str = "1", big: str = "1", small: str = "1", compression: str = "none"
+) -> Composed:
+    """Return an image whose four layers hold what these words say; the same words give the same bytes.
+
+    With `compression="stored"` those that are not compressed are gzip that compresses nothing.
+    """
+    dependencies: tuple[tuple[Layer, bytes], ...] = (
         _layer("dependencies", "bigwheel", "srv/site-packages/bigwheel/data", _noise(f"big {big}", BIG_BYTES)),
         _layer("dependencies", "1 small packages", "srv/site-packages/small.py", _noise(f"small {small}", 2_000)),
     )
     described, weights = _model(model)
-    code, stored = _app(app)
+    weights_layer = compose.model_layer(described)
+    if compression == "stored":
+        dependencies = tuple(_framed(*each) for each in dependencies)
+        weights_layer, weights = _framed(weights_layer, weights)
+    code, packed = _app(app)
     image = compose.compose(
         Base(os="linux", architecture="amd64"),
         dependencies=[layer for layer, _ in dependencies],
@@ -38,9 +49,10 @@ def composed(*, app: str = "1", model: str = "1", big: str = "1", small: str = "
         app=code,
         settings=_SETTINGS,
         snapshot=Snapshot(commit=hashlib.sha1(app.encode()).hexdigest(), tree="t", dirty=False, time_s=1_700_000_000),  # noqa: S324 - git's own
+        weights=weights_layer,
     )
     sources = {layer.descriptor.digest: data for layer, data in dependencies}
-    sources |= {described.layer.digest: weights, code.descriptor.digest: stored}
+    sources |= {weights_layer.descriptor.digest: weights, code.descriptor.digest: packed}
     return Composed(
         image=image,
         sources={digest: partial(_pieces, data) for digest, data in sources.items()},
@@ -66,6 +78,12 @@ def _layer(part: Part, title: str, path: str, data: bytes) -> tuple[Layer, bytes
     tar = collect([Entry(path=path, size_bytes=len(data), read=lambda: [data])])
     described = Descriptor(media_type=TAR, digest=Digest.of(tar), size_bytes=len(tar))
     return Layer(part=part, title=title, descriptor=described, diff_id=described.digest), tar
+
+
+def _framed(layer: Layer, data: bytes) -> tuple[Layer, bytes]:
+    framed = b"".join(stored([data]))
+    described = Descriptor(media_type=TAR_GZIP, digest=Digest.of(framed), size_bytes=len(framed))
+    return replace(layer, descriptor=described), framed
 
 
 def _model(text: str) -> tuple[Model, bytes]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -16,10 +17,12 @@ from shipway.config import ImageSettings, ModelSettings, ProjectSettings, Servic
 from shipway.console import Console
 from shipway.errors import BaseRefused, DependenciesFailed, DirtyTree, ImageError, ImageMissing
 from shipway.oci import compose
-from shipway.oci.compose import TAR, Composed
+from shipway.oci.compose import TAR, TAR_GZIP, Composed
+from shipway.oci.images import Images
 from shipway.oci.layout import Layout
 from shipway.proc import Completed
 from shipway.stages import image as stage
+from shipway.stages import push
 
 SNAPSHOT = Snapshot(commit="c" * 40, tree="7" * 40, dirty=False, time_s=1_700_000_000)
 GOOD = {"app/a.py": b"print()", "app/requirements.txt": b""}
@@ -75,12 +78,15 @@ def _compose(
     allow_dirty: bool = False,
     model: Model | None = None,
     base: Layout | None = None,
+    images: Images | None = None,
+    compression: Literal["none", "stored"] = "none",
+    model_bytes: Callable[[Model], Iterable[bytes]] = lambda model: [str(model.version).encode()],
 ) -> Composed:
     named = f"registry.example/base@{Digest.of(b'base')}" if base else "scratch"
     settings = Settings(
         project=ProjectSettings(name="x"),
         model=ModelSettings(name="net", store="store"),
-        image=ImageSettings(include=("app",), base=named),
+        image=ImageSettings(include=("app",), base=named, compression=compression),
         service=ServiceSettings(command=("python",)),
     )
     return stage.compose(
@@ -88,9 +94,9 @@ def _compose(
         checkout=Checkout(folder, tools),
         snapshot=snapshot,
         model=model or _model(1),
-        model_bytes=lambda model: [str(model.version).encode()],
+        model_bytes=model_bytes,
         model_objects=lambda _: [],
-        images=Layout(folder / "images"),
+        images=images or Layout(folder / "images"),
         open_images=lambda name: base or Layout(folder / name),
         cache=folder / "cache",
         environ={},
@@ -118,6 +124,40 @@ def test_neither_app_nor_uv_is_touched_when_the_tree_is_known(tmp_path: Path) ->
     assert tools.asked == ["ls-files", "ls-tree", "cat-file"]  # the last two for the lock
     app = first.image.layers[-1].descriptor.digest
     assert list(again.sources[app]()) == list(first.sources[app]())
+
+
+def test_layers_are_gzip_of_the_same_bytes_when_they_are_to_be_stored(tmp_path: Path) -> None:
+    plain = _compose(tmp_path, Tools(GOOD)).image
+
+    made = _compose(tmp_path, Tools(GOOD), compression="stored")
+
+    weights = made.image.layers[0]
+    assert [layer.descriptor.media_type for layer in made.image.layers] == [TAR_GZIP, TAR_GZIP]
+    assert gzip.decompress(b"".join(made.sources[weights.descriptor.digest]())) == b"1"
+    assert weights.diff_id == plain.layers[0].diff_id == Digest.of(b"layer1")
+    assert made.image.build == plain.build
+    assert set(made.image.layers) <= {layer for layers in made.known.values() for layer in layers} | {plain.layers[-1]}
+
+
+def test_stored_layer_is_known_without_the_model_when_another_machine_pushed_it(tmp_path: Path) -> None:
+    images = _Shared(tmp_path / "registry")
+    here = tmp_path / "here"
+    first = _compose(here, Tools(GOOD), compression="stored", images=images)
+    push.push(first, images=images, tags=[], tell=Console(err=io.StringIO()))
+
+    again = _compose(
+        tmp_path / "there",
+        Tools(GOOD),
+        compression="stored",
+        images=images,
+        model_bytes=lambda _: pytest.fail("nobody needs it"),
+    )
+
+    assert again.image == first.image
+
+
+class _Shared(Layout):
+    shared = True
 
 
 class _Slow(Layout):
