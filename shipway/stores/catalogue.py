@@ -290,8 +290,11 @@ class Catalogue:
 
     def versions(self, name: str, *, most: int | None = None) -> tuple[ModelVersion, ...]:
         """Return the versions, the newest (the highest number) first, whoever signed them: for looking at."""
-        numbers = sorted(self._numbers(_name(name)), reverse=True)
-        return tuple(self._read_version(name, number)[1] for number in numbers[:most])
+        found = []
+        for number in sorted(self._numbers(_name(name)), reverse=True)[:most]:
+            with contextlib.suppress(ModelMissing):  # swept in this moment
+                found.append(self._read_version(name, number)[1])
+        return tuple(found)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return each alias and the version it names."""

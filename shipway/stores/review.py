@@ -14,7 +14,7 @@ from typing import Any
 from shipway.artifacts import Model
 from shipway.console import Tell, size
 from shipway.errors import ModelCorrupt, ModelError, ModelRefused
-from shipway.proc import Run
+from shipway.proc import Proc, Run
 from shipway.stores import golden, manifest, safety
 from shipway.stores.catalogue import Catalogue
 from shipway.stores.golden import Answer
@@ -100,7 +100,14 @@ def _ask(folder: Path, version: ModelVersion, run: Run) -> None:
 
 
 def compare(
-    catalogue: Catalogue, name: str, before: int | str, after: int | str, *, cache: Path, tell: Tell, run: Run
+    catalogue: Catalogue,
+    name: str,
+    before: int | str,
+    after: int | str,
+    *,
+    cache: Path,
+    tell: Tell,
+    run: Run | None = None,
 ) -> Compared:
     """Compare two versions: what their manifests say, and how both answer the golden cases of both."""
     one, two = (catalogue.show(name, which) for which in (before, after))
@@ -113,7 +120,7 @@ def compare(
         metrics=_changed(one.metrics, two.metrics),
         files=_changed(*({file.path: file.digest for file in version.files} for version in (one, two))),
         contract=_changed(_contract(one), _contract(two)),
-        answers=golden.compare(*folders, run=run),
+        answers=golden.compare(*folders, run=run or Proc()),
     )
 
 

@@ -16,7 +16,7 @@ import binascii
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -108,9 +108,24 @@ class Keys:
 
     @classmethod
     def of(cls, settings: ModelSettings, *, root: Path, environ: Mapping[str, str], signs: bool = False) -> Self:
-        """Read the trusted keys that `[model]` names and, with `signs`, the private one; raises `ConfigError`."""
-        trusted = tuple(dict.fromkeys(_trusted(text, root) for text in settings.trusted_keys))
-        return cls(trusted=trusted, signer=_signer(settings, root, environ) if signs else None)
+        """Read the trusted keys that `[model]` names and, with `signs`, the private one; raises `ConfigError`.
+
+        That comes from the variable that the settings name, or else from the file.
+        """
+        pem = environ.get(settings.signing_key_variable) if signs else None
+        keys = cls.read(None if pem or not signs else settings.signing_key, trusted=settings.trusted_keys, root=root)
+        if not pem:
+            return keys
+        signer = Signer.parse(pem.encode(), where=f"the variable {settings.signing_key_variable}")
+        return cls(trusted=keys.trusted, signer=signer)
+
+    @classmethod
+    def read(cls, signing_key: str | None = None, *, trusted: Sequence[str] = (), root: Path = Path()) -> Self:
+        """Read a private key's file, and the keys that are trusted, each as `[model]` has it; raises `ConfigError`."""
+        return cls(
+            trusted=tuple(dict.fromkeys(_trusted(text, root) for text in trusted)),
+            signer=None if signing_key is None else _signer(root / Path(signing_key).expanduser()),
+        )
 
 
 def keygen(path: Path) -> PublicKey:
@@ -243,13 +258,8 @@ def _trusted(text: str, root: Path) -> PublicKey:
         raise ConfigError(f"[model] trusted_keys: {text[:80]}: {what}", advice=_HOW) from error
 
 
-def _signer(settings: ModelSettings, root: Path, environ: Mapping[str, str]) -> Signer | None:
-    """Return the key in the named variable, or else in the named file; `None` where neither is named."""
-    if pem := environ.get(settings.signing_key_variable):
-        return Signer.parse(pem.encode(), where=f"the variable {settings.signing_key_variable}")
-    if settings.signing_key is None:
-        return None
-    path = root / Path(settings.signing_key).expanduser()
+def _signer(path: Path) -> Signer:
+    """Read a private key that nobody else may read."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & _OTHERS:
