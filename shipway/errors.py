@@ -313,6 +313,7 @@ class RolloutError(ShipwayError):
     """The rollout failed and was undone."""
 
     code = 50
+    is_hindered = False  # set where it was not the version that failed, but no room, no image or no leave was there
     advice = "invoke history shows the attempt; its logs are named above"
 
 

@@ -125,7 +125,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a release would do now. `is_down` says that this version should serve, and does not, or not alone."""
+    """What a release would do now.
+
+    `is_down` says that this version should serve, and does not, or not alone; `is_other` that it
+    does, but elsewhere or in another manner than the settings and manifests say now.
+    """
 
     environment: str
     tested: bool
@@ -133,6 +137,7 @@ class Plan:
     moves: Mapping[str, int]
     serves: bool
     is_down: bool
+    is_other: bool
     way_back: Version | None
     refusal: str | None
     downgrade: str | None
@@ -173,6 +178,8 @@ class Plan:
             return f"would be refused without --force: it {self.refusal}"
         if self.is_down:
             return "would start it again: it is what should serve, but it is not healthy"
+        if self.is_other:
+            return "would apply it anew: it serves, but not as the settings and manifests say now"
         return f"would replace {self.way_back}" if self.way_back else "would serve where nothing does"
 
 

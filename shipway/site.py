@@ -19,7 +19,7 @@ from pathlib import Path
 
 from shipway.artifacts import Digest, Image, Snapshot, Version
 from shipway.checkout import Checkout
-from shipway.config import FILE, ImageSettings, Loaded, Settings, load
+from shipway.config import FILE, ImageSettings, Loaded, Settings, environments, load
 from shipway.console import Console
 from shipway.errors import CheckoutError, ConfigError, NotConfigured, ToolMissing
 from shipway.ledger import FileRecords, FileSlot, Ledger, Lock
@@ -296,9 +296,31 @@ class Site:
 
     @property
     def neighbours(self) -> tuple[Site, ...]:
-        """Every environment of this checkout that was used, this one too: they share images and versions."""
-        names = sorted(home.name for home in (self.state / "environments").glob("*"))
-        return tuple(replace(self, loaded=replace(self.loaded, environment=name)) for name in names)
+        """Every environment that may need images of this checkout: those used on this machine, and every cluster."""
+        used = {home.name for home in (self.state / "environments").glob("*")}
+        found = (self._neighbour(name) for name in sorted({*used, *environments(self.root), self.environment}))
+        return tuple(each for each in found if each.environment in used or not each.is_here)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether versions run on this machine."""
+        return self.settings.rollout.target == "local"
+
+    def _neighbour(self, name: str) -> Site:
+        """Return another environment with its own settings; one that is in no file any more has these."""
+        if name == self.environment:
+            return self
+        loaded = replace(self.loaded, environment=name)
+        with contextlib.suppress(ConfigError):
+            loaded = load(self.root, environment=name, environ=self.environ)
+        return Site(
+            root=self.root,
+            loaded=loaded,
+            environ=self.environ,
+            proc=self.proc,
+            tell=self.tell,
+            began_s=self.began_s,
+        )
 
     @property
     def _stores(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from shipway.errors import (
     GoldenAnswersWrong,
     Interrupted,
     LoadCheckFailed,
+    LoadCheckInconclusive,
     LockLost,
     PromotionFailed,
     RefusedBefore,
@@ -32,6 +33,7 @@ from shipway.targets import Live, Target
 _GOOD = frozenset({"released", "rolled back"})
 # What proves the version bad. All else (a taken port, a full disk, a signal) is not its fault.
 _ITS_FAULT = (CandidateFailed, WrongBuild, GoldenAnswersWrong, LoadCheckFailed, PromotionFailed)
+_SAYS_NOT_WHY = (GoldenAnswersWrong, LoadCheckFailed, LoadCheckInconclusive)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,6 +128,8 @@ class Turn:
 
     def _go_back(self, failure: BaseException) -> None:
         self.failure = failure
+        if isinstance(failure, _SAYS_NOT_WHY) and (why := self.target.explain()):  # before the undo removes it
+            failure.tail = f"{failure.tail}\n{why}"
         before = self.previous.version if self.previous else None
         try:
             self.target.undo(before)
@@ -164,7 +168,7 @@ def take(
                     _outcome(error, undone=turn.undone),
                     error=_told(error),
                     exit=getattr(error, "code", 1),
-                    its_fault=isinstance(turn.failure, _ITS_FAULT),
+                    its_fault=isinstance(turn.failure, _ITS_FAULT) and not getattr(turn.failure, "is_hindered", False),
                 )
             except ShipwayError as unwritten:  # what went wrong first is what counts; the next one closes it
                 tell.warn(f"attempt {attempt.record.number} is left open: {unwritten.message}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from shipway.artifacts import Commit, Digest, short_commit
 from shipway.errors import CheckoutError, ConfigError, ImageMissing, NotConfigured, ShipwayError, ToolMissing
@@ -127,12 +127,13 @@ def clear(site: Site, *, apply: bool) -> Cleared:
 
 
 def _in_use_anywhere(site: Site) -> dict[Digest, str]:
-    """Return the images that an environment of this checkout needs, each with who needs it."""
-    return {
-        digest: f"{each.environment} runs it or may go back to it"
-        for each in site.neighbours
-        for digest in _in_use(each)
-    }
+    """Return the images of the environment's own place that any environment needs, each with who needs it."""
+    ours = site.settings.push.repository
+    return _needed(each for each in site.neighbours if each.is_here or each.settings.push.repository == ours)
+
+
+def _needed(sites: Iterable[Site]) -> dict[Digest, str]:
+    return {digest: f"{each.environment} runs it or may go back to it" for each in sites for digest in _in_use(each)}
 
 
 def _in_use(site: Site) -> Iterator[Digest]:
@@ -153,7 +154,8 @@ def clean_up(site: Site) -> None:
 
 def _clear_layout(site: Site, *, apply: bool) -> Cleared:
     """Keep what runs, may be gone back to or is about to be deployed."""
-    wanted = _newest_pushed(site.layout, site.settings.push.keep) | _in_use_anywhere(site)
+    here = _needed(each for each in site.neighbours if each.is_here)  # a cluster's images are in a registry
+    wanted = _newest_pushed(site.layout, site.settings.push.keep) | here
     verdict = prune.examine(site.layout, in_use=wanted, newest=0, now_s=None)
     keep = {each.digest: each.image for each in verdict.staying}
     freed_bytes = site.layout.prune(keep) if apply else site.layout.spare_bytes(keep)

@@ -304,6 +304,7 @@ class FakeKubectl:
             state = {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}, "restartCount": 2}
         if fate == "cannot pull":
             state = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}
+        scheduled = {"type": "PodScheduled", "status": str(fate != "unschedulable"), "message": "0/2 nodes are free"}
         ready = fate not in ("crashes", "cannot pull", "unschedulable")
         pod = {
             "apiVersion": "v1",
@@ -316,7 +317,7 @@ class FakeKubectl:
             "spec": template["spec"],
             "status": {
                 "phase": "Running",
-                "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+                "conditions": [{"type": "Ready", "status": str(ready)}, scheduled],
                 "containerStatuses": [state],
             },
         }

@@ -62,6 +62,9 @@ class Target(Protocol):
     def looks(self) -> Mapping[str, Callable[[], str]]:
         """Return what `invoke doctor` looks at here: each raises a `ShipwayError`, or says what was seen."""
 
+    def explain(self) -> str:
+        """Return why what was started last does not run as it should, line by line; nothing where it does."""
+
     def logs(self) -> str:
         """Say where the logs are."""
 

@@ -134,9 +134,13 @@ class Kubectl:
         return said["clientVersion"]["gitVersion"], said["serverVersion"]["gitVersion"]
 
     def may(self, verb: str, what: str) -> bool:
-        """Say whether we may."""
+        """Say whether we may; what stands behind a slash is a subresource, and not, as for kubectl, a name."""
         self.require_right_cluster()
-        return self._once(("auth", "can-i", verb, what)).stdout.strip() == b"yes"
+        kind, _, part = what.partition("/")
+        return (
+            self._once(("auth", "can-i", verb, kind, *((f"--subresource={part}",) if part else ()))).stdout.strip()
+            == b"yes"
+        )
 
     def render(self, folder: str) -> list[Object]:
         """Return what kustomize makes of a folder, each object with its namespace. Changes nothing."""

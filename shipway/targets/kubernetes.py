@@ -40,6 +40,7 @@ from shipway.targets.progress import Progress
 _POLL_S = 1.0
 _DOUBT_S = 15.0  # a registry may be back in a moment; what is not there then never comes
 _SETTLING_S = 30.0
+_REPLICAS_S = 90.0  # one on a node that died counts as ready for most of a minute
 _LOG_LINES = 15
 _RECORDS = 20
 _WATCHED = "replicasets.apps,pods"
@@ -117,8 +118,10 @@ class Kubernetes:
 
     @property
     def manner(self) -> str:
-        """The hash of the manifests."""
-        return manifests.fingerprint(self._render())
+        """The hash of the manifests; none where they cannot be rendered, which a way back need not."""
+        with contextlib.suppress(ConfigError):
+            return manifests.fingerprint(self._render())
+        return ""
 
     # -- what is served ----------------------------------------------------------------------
 
@@ -175,6 +178,16 @@ class Kubernetes:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             return manifests.recorded_image(found) if found else None
         return None
+
+    def explain(self) -> str:
+        """Return events and last log lines of a candidate, or of what was promoted, that ends or is not ready."""
+        for name in (manifests.candidate_name(self._name), self._name):
+            with contextlib.suppress(ShipwayError):
+                deployment = self._deployment(name)
+                state = self._look(deployment) if deployment else None
+                if state and (not state.done or any(map(progress.restarts, state.pods))):
+                    return self._words(name)
+        return ""
 
     def logs(self) -> str:
         """Return the last lines of every replica."""
@@ -352,16 +365,25 @@ class Kubernetes:
                 self._tell.say("rollout", f"{name}: {state.told}")
                 told = state.told
             doubts = {state.doubtful: doubts.get(state.doubtful, now)} if state.doubtful else {}
-            if state.hopeless or any(now - since > _DOUBT_S for since in doubts.values()):
-                raise error(f"{name} cannot start: {state.hopeless or state.doubtful}", tail=self._words(name))
+            if state.hopeless:
+                raise error(f"{name} cannot start: {state.hopeless}", tail=self._words(name))
+            if any(now - since > _DOUBT_S for since in doubts.values()):
+                raise self._hindered(error(f"{name} cannot start: {state.doubtful}", tail=self._words(name)))
             if now - began > limit_s:
-                raise error(f"{name} was not ready within {limit_s:g} s: {state.told}", tail=self._words(name))
+                late = error(f"{name} was not ready within {limit_s:g} s: {state.told}", tail=self._words(name))
+                raise self._hindered(late) if state.no_room else late
             self._tell.live("rollout", f"{name}: {state.told}, {now - began:.0f} of {limit_s:.0f} s")
             self._sleep(_POLL_S)
 
+    def _hindered(self, error: RolloutError) -> RolloutError:
+        """Say of an error that the version is not to blame."""
+        error.is_hindered = True
+        error.next = "mend what the cluster says, then run the same command again"
+        return error
+
     def _require_replicas(self, version: Version, *, error: type[RolloutError]) -> None:
         """Have every replica that is sent requests say the right build, each asked itself."""
-        deadline = self._clock() + _SETTLING_S
+        deadline = self._clock() + _REPLICAS_S
         while True:
             asked = {pod["metadata"]["name"]: self._build_of(pod) for pod in self._serving()}
             wrong = {name: build for name, build in asked.items() if build != version.build}
@@ -421,16 +443,16 @@ class Kubernetes:
             self._kubectl.annotate("configmap", record, {manifests.SETTLED: f"{time.time():.3f}"})
 
     def _await_alone(self, version: Version, *, error: type[RolloutError]) -> None:
-        """Wait until the pods of all other versions have ended."""
+        """Wait until the pods of all other versions have ended; one on a node that died never says so."""
         began, limit_s = self._clock(), self._grace_s() + _SETTLING_S
-        while others := [
-            pod["metadata"]["name"]
-            for pod in self._pods(self._deployment())
-            if (found := manifests.version_of(pod)) is None or found.digest != version.digest
-        ]:
+        while others := [pod for pod in self._pods(self._deployment()) if _digest(pod) != version.digest]:
+            names = ", ".join(pod["metadata"]["name"] for pod in others)
             if self._clock() - began > limit_s:
-                raise error(f"{', '.join(others)} of another version did not end within {limit_s:g} s")
-            self._tell.live("rollout", f"{', '.join(others)} finish their requests and end")
+                if not all(map(progress.is_ending, others)):
+                    raise error(f"{names} of another version did not end within {limit_s:g} s")
+                self._tell.warn(f"{names} should have ended, and gets no more requests; did its node die?")
+                return
+            self._tell.live("rollout", f"{names} finish their requests and end")
             self._sleep(_POLL_S)
 
     def _go_back(self, previous: Version) -> None:
@@ -621,6 +643,11 @@ def _settled(deployment: Object) -> _Settled | None:
         return _Settled(version=Version.of(facts["version"]), since=float(facts["since"]), record=facts.get("record"))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _digest(pod: Object) -> Digest | None:
+    version = manifests.version_of(pod)
+    return version.digest if version else None
 
 
 def _forwarded(forward: Callable[..., tuple[str, ...]], what: str, remote: int, local: int) -> tuple[str, ...]:

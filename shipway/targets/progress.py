@@ -20,6 +20,7 @@ _HOPELESS = frozenset(
 _DOUBTFUL = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "CreateContainerError", "RunContainerError"}
 )
+_NO_NODE = "no node takes it"
 _NEVER = ("exec format error", "no such file or directory", "executable file not found", "permission denied")
 
 
@@ -28,13 +29,15 @@ class Progress:
     """How far a rollout has come.
 
     `hopeless` is why it never will; `doubtful` why it hardly will, unless that goes away soon;
-    `told` is one line for people. `pods` are those of the newest revision.
+    `no_room` says that a pod finds no node. `told` is one line for people. `pods` are those of
+    the newest revision.
     """
 
     done: bool
     hopeless: str | None
     doubtful: str | None
     told: str
+    no_room: bool = False
     pods: tuple[Object, ...] = ()
 
 
@@ -50,6 +53,7 @@ def look(deployment: Object, replica_sets: Iterable[Object], pods: Iterable[Obje
         hopeless=next((why for sure, why in verdicts if sure), None),
         doubtful=next((why for sure, why in verdicts if not sure), None) or _refused(deployment),
         told=_told(deployment, ours),
+        no_room=any((wait(pod) or "").startswith(_NO_NODE) for pod in ours),
         pods=ours,
     )
 
@@ -97,7 +101,7 @@ def wait(pod: Object) -> str | None:
     status = pod.get("status", {})
     for each in status.get("conditions", ()):
         if each["type"] == "PodScheduled" and each["status"] == "False":
-            return f"no node takes it: {each.get('message', each.get('reason'))}"
+            return f"{_NO_NODE}: {each.get('message', each.get('reason'))}"
     for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
         if waiting := each.get("state", {}).get("waiting"):
             return str(waiting.get("reason", "waiting"))

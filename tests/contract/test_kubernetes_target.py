@@ -155,7 +155,7 @@ def test_new_deployment_begins_with_the_replicas_of_its_manifest_and_a_person_ma
     [
         ("crashes", CandidateFailed, "CrashLoopBackOff"),
         ("cannot pull", CandidateFailed, "ImagePullBackOff"),
-        ("unschedulable", CandidateFailed, "was not ready within 60 s"),
+        ("unschedulable", CandidateFailed, "no node takes it: 0/2 nodes are free"),
         ("says another", WrongBuild, "another answered"),
         ("restarts", CandidateFailed, "was started again"),
         ("mixed", PromotionFailed, "says another"),
@@ -184,6 +184,16 @@ def test_hopeless_candidate_is_given_up_at_once_with_its_events_and_last_lines(h
     assert isinstance(failed, CandidateFailed)
     assert "Failed web-candidate-" in failed.tail
     assert "no weights" in failed.tail
+
+
+@pytest.mark.parametrize(
+    ("fate", "hindered"), [("cannot pull", True), ("unschedulable", True), ("crashes", False), ("says another", False)]
+)
+def test_version_is_not_blamed_for_what_the_cluster_lacks(host: Host, fate: str, *, hindered: bool) -> None:
+    failed = host.try_release("one", fate, RolloutError)
+
+    assert isinstance(failed, RolloutError)
+    assert failed.is_hindered == hindered
 
 
 def test_first_release_leaves_nothing_behind_when_it_fails(host: Host) -> None:

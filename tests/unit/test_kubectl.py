@@ -72,6 +72,7 @@ class Script:
         (lambda k: k.delete(["service/a"]), ("delete", "service/a", "--ignore-not-found", "--wait=false")),
         (lambda k: k.scale("deployment.apps", "web", 2), ("scale", "deployment.apps/web", "--replicas=2")),
         (lambda k: k.may("get", "pods"), ("auth", "can-i", "get", "pods")),
+        (lambda k: k.may("get", "pods/log"), ("auth", "can-i", "get", "pods", "--subresource=log")),
         (
             lambda k: k.logs("x", container="c", lines=5, previous=True),
             ("logs", "x", "--container=c", "--tail=5", "--previous"),

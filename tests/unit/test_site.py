@@ -111,3 +111,13 @@ def test_cluster_is_not_configured_when_nothing_says_which(tmp_path: Path) -> No
 
     with pytest.raises(NotConfigured, match="which cluster"):
         _ = Site.open(tmp_path, environment="cluster", environ={}).target
+
+
+def test_every_cluster_is_a_neighbour_with_its_own_settings(tmp_path: Path) -> None:
+    (tmp_path / "release.toml").write_text(SETTINGS.replace('target = "swarm"', ""))
+    (tmp_path / ".shipway" / "environments" / "gone").mkdir(parents=True)
+    site = Site.open(tmp_path, environment=None, environ={})
+
+    found = {each.environment: each.settings.rollout.target for each in site.neighbours}
+
+    assert found == {"cluster": "kubernetes", "gone": "local"}

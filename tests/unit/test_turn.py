@@ -45,6 +45,9 @@ class Target:
     def current(self) -> Live:
         return Live(version=OLD, url=self.url, since=0.0, builds=(OLD.build,), healthy=self.healthy)
 
+    def explain(self) -> str:
+        return "killed for memory"
+
     def undo(self, previous: Version | None) -> None:
         self.during_undo()
         self.undone.append(previous)
@@ -94,6 +97,7 @@ def test_failure_is_undone_and_told_when_the_body_raises(environment: Environmen
         environment.fail()
 
     assert failed.value.serving == f"Serving, as before: {OLD}."
+    assert failed.value.tail.endswith("killed for memory")
     assert (environment.target.undone, environment.records()) == ([OLD], [("undone", True)])
 
 
