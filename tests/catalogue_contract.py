@@ -6,8 +6,10 @@ out where it is bound, and said in `docs/stores.md`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shipway.artifacts import Digest
 from shipway.console import Console
-from shipway.errors import GoldenFailed, ModelMissing, ModelRefused, ModelUntrusted
-from shipway.stores import Catalogue, Keys
+from shipway.errors import GoldenFailed, ModelInUse, ModelMissing, ModelRefused, ModelUntrusted
+from shipway.stores import Catalogue, Keys, Rule, open_catalogue, verify
 from shipway.stores.catalogue import Published
 from shipway.stores.signing import Signer
 from tests import model_folder
@@ -175,3 +177,71 @@ class CatalogueContract:
             opens(keys=trusting).show(name, 1)
         with pytest.raises(ModelUntrusted, match="signed by"):
             opens(keys=trusting).show(name, 2)
+
+
+class ObjectsContract(CatalogueContract):
+    """Where models lie as plain objects: they are copied with their signatures, and swept beside publishers."""
+
+    def test_versions_are_copied_there_and_back_with_their_signatures(
+        self, opens: Open, name: str, tmp_path: Path
+    ) -> None:
+        keys = Keys(signer=(signer := Signer(Ed25519PrivateKey.generate())), trusted=(signer.public,))
+        here, back = (open_catalogue(place, root=tmp_path, keys=keys) for place in ("here", "back"))
+        for weight in (1, 2):
+            self.publish(here, tmp_path / "m", name, weight=weight, aliases=("staging",))
+
+        copied = opens(keys=keys).copy_from(here, name, who="ada", aliases=["staging"], tell=Console())
+        again = opens(keys=keys).copy_from(here, name, who="ada", aliases=["staging"], tell=Console())
+        back.copy_from(opens(keys=keys), name, who="bob", tell=Console())
+
+        assert (copied.created, again.created, again.sent_bytes, again.moves) == ((2,), (), 0, ())
+        assert back.versions(name) == here.versions(name, most=1)
+        verified = verify(back, name, 2, cache=tmp_path / "cache", tell=Console())
+        assert verified.signers == (signer.public,)
+
+    def test_verify_reads_the_store_itself(self, opens: Open, name: str, tmp_path: Path) -> None:
+        self.publish(opens(), tmp_path / "m", name)
+
+        verified = verify(opens(), name, "latest", cache=tmp_path / "cache", tell=Console())
+
+        assert (verified.version.version, verified.signers) == (1, ())
+
+    def test_sweep_takes_what_nobody_needs_and_its_number_is_not_taken_again(
+        self, opens: Open, name: str, tmp_path: Path
+    ) -> None:
+        for weight in (1, 2, 3):
+            self.publish(opens(), tmp_path / "m", name, weight=weight)
+        rule = Rule(released={1: "production runs it"}, younger_than=timedelta())
+
+        said = opens().sweep(name, rule, who="eve", apply=False, tell=Console())
+        done = opens().sweep(name, rule, who="eve", apply=True, tell=Console())
+
+        assert sorted(said.going) == sorted(done.going) == [2]
+        assert [version.version for version in opens().versions(name)] == [3, 1]
+        for number in (1, 3):
+            verify(opens(), name, number, cache=tmp_path / "cache", tell=Console())
+        assert self.publish(opens(), tmp_path / "m", name, weight=2).version.version == 4
+
+    def test_sweep_harms_no_publisher_beside_it(self, opens: Open, name: str, tmp_path: Path) -> None:
+        for weight in (1, 2, 3):
+            self.publish(opens(), tmp_path / "m", name, weight=weight)
+
+        def publish(weight: int) -> None:
+            for _ in range(2):
+                with contextlib.suppress(ModelInUse):
+                    self.publish(opens(), tmp_path / str(weight), name, weight=weight, aliases=(f"of-{weight}",))
+
+        def sweep(_: int) -> None:
+            with contextlib.suppress(ModelInUse):
+                rule = Rule(released={}, younger_than=timedelta())
+                opens().sweep(name, rule, who="eve", apply=True, tell=Console())
+
+        with ThreadPoolExecutor(4) as threads:
+            work = [threads.submit(publish, weight) for weight in (1, 2)]
+            work += [threads.submit(sweep, turn) for turn in range(6)]
+            for each in work:
+                each.result()
+
+        for version in opens().versions(name):
+            verify(opens(), name, version.version, cache=tmp_path / "cache", tell=Console())
+        assert {"of-1", "of-2"} <= set(opens().aliases(name))

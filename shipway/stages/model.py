@@ -49,7 +49,7 @@ def resolve(settings: ModelSettings, *, catalogue: Catalogue, root: Path, versio
     published = catalogue.show(settings.name, settings.alias if version is None else version)
     if settings.contract is not None:
         require_fit(published, read_contract(root / settings.contract))
-    model = catalogue.resolve(settings.name, published.version)
+    model = catalogue.pin(published)
     tell.say("model", f"{model.name} {model.version} ({model.digest.short}, {size(model.size_bytes)})")
     return model
 

@@ -374,14 +374,17 @@ class Catalogue:
 
     def resolve(self, name: str, which: int | str) -> Model:
         """Pin a version by number or alias; its files are there, in the right sizes."""
-        version = self.show(name, which)
+        return self.pin(self.show(name, which))
+
+    def pin(self, version: ModelVersion) -> Model:
+        """Return the value that a release takes of a version that was shown; raises `ModelCorrupt` for lost files."""
         for file in version.model.files:
             key = self._key_of(version.model, file)
             found = self._store.find(key)
             if found is None or found.size_bytes != file.size_bytes:
                 state = "is missing" if found is None else f"has {found.size_bytes:,} bytes"
                 raise ModelCorrupt(
-                    f"version {version.version} of {name} in {self} names {file.path} "
+                    f"version {version.version} of {version.name} in {self} names {file.path} "
                     f"({file.size_bytes:,} bytes), which {state}: {key}"
                 )
         return version.model

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from shipway.stores import open_catalogue
-from tests.catalogue_contract import CatalogueContract, Open
+from tests.catalogue_contract import ObjectsContract, Open
 
 
-class TestDirectory(CatalogueContract):
+class TestDirectory(ObjectsContract):
     @pytest.fixture
     def opens(self, tmp_path: Path) -> Open:
         return partial(open_catalogue, "store", root=tmp_path)
