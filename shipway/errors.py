@@ -212,7 +212,7 @@ class ModelInUse(ModelError):
     """Files that this needs are being cleaned up in this moment, or another clean-up is under way."""
 
     code = 29
-    advice = "run again in a minute; invoke model.gc --apply finishes a clean-up that was killed"
+    advice = "run again in a while; a clean-up that was killed elsewhere stands in the way for an hour at most"
 
 
 # -- 30 to 39: image ---------------------------------------------------------------------

@@ -5,7 +5,8 @@ it counts on, and only then looks whether somebody deletes them; if so it waits.
 deletes first writes a notice that names what shall go, and only then looks at everything
 once more. One of the two always sees the other, however long either is held up. A notice is
 removed when its work is done. One that a dead process left counts for nothing: on the same
-machine at once, elsewhere after two days, by which clocks may differ.
+machine at once; elsewhere a sweep's after an hour, and it stops itself after half of that, so
+that clocks may differ by as much; a publisher's after two days.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
@@ -22,12 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shipway import proc
 from shipway.artifacts import Digest
-from shipway.errors import ModelCorrupt, ModelInUse
+from shipway.errors import ModelCorrupt, ModelError, ModelInUse
 from shipway.stores import manifest
 from shipway.stores.objects import Store
 
 Folder = Literal["pending", "sweeps"]
-_SILENT = timedelta(days=2)
+SWEEP_LIMIT = timedelta(minutes=30)
+_SILENT: Mapping[Folder, timedelta] = {"pending": timedelta(days=2), "sweeps": 2 * SWEEP_LIMIT}
 _TRIES, _PAUSE_S = 60, 1.0
 
 
@@ -48,11 +50,16 @@ class Notice(BaseModel):
         """Whether both name a file or a version."""
         return bool(self.files & other.files or self.versions & other.versions)
 
-    def is_dead(self, now: datetime) -> bool:
+    def is_dead(self, folder: Folder, now: datetime) -> bool:
         """Whether nobody goes on with this."""
-        if self.host == socket.gethostname() and proc.gone(self.pid, self.process):
-            return True
-        return now - self.when > _SILENT
+        return now - self.when > _SILENT[folder] or (self._is_of_here() and proc.gone(self.pid, self.process))
+
+    def _is_of_here(self) -> bool:
+        """Whether this machine wrote it, since it was booted: a host's name alone may be that of many."""
+        mine, theirs = (proc.identity(os.getpid()) or "").split("/"), (self.process or "").split("/")
+        return (
+            self.host == socket.gethostname() and len(mine) == len(theirs) and (len(mine) == 1 or mine[0] == theirs[0])
+        )
 
     def __str__(self) -> str:
         return f"{self.who} on {self.host} since {self.when:%Y-%m-%d %H:%M:%S} UTC"
@@ -79,7 +86,11 @@ def posted(store: Store, name: str, folder: Folder, notice: Notice) -> Iterator[
     try:
         yield key
     finally:
-        store.delete(key)
+        try:
+            store.delete(key)
+        except ModelError:
+            if folder != "pending":  # a publisher's that stays keeps its files for two days: no reason to fail
+                raise
 
 
 def standing(store: Store, name: str, folder: Folder) -> dict[str, Notice]:
@@ -95,11 +106,12 @@ def announced(
     """Say what is needed for the body, and wait until nobody deletes any of it; raises `ModelInUse`."""
     with posted(store, name, "pending", notice):
         for turn in range(_TRIES + 1):
-            sweeps = [sweep for sweep in standing(store, name, "sweeps").values() if sweep.meets(notice)]
-            if not (in_the_way := [sweep for sweep in sweeps if not sweep.is_dead(now())]):
+            sweeps = [(key, sweep) for key, sweep in standing(store, name, "sweeps").items() if sweep.meets(notice)]
+            if not (in_the_way := [each for each in sweeps if not each[1].is_dead("sweeps", now())]):
                 break
             if turn == _TRIES:
-                raise ModelInUse(f"what this needs of {name} in {store} is being deleted by {in_the_way[0]}")
+                key, sweep = in_the_way[0]
+                raise ModelInUse(f"what this needs of {name} in {store} is being deleted by {sweep} ({key})")
             pause(_PAUSE_S)
         yield
 

@@ -82,6 +82,8 @@ def sweep(
             freed_bytes = _size(store, name, verdict)
             tell.say("model", f"{name}: deleting {len(verdict.going)} versions and {len(verdict.files)} files")
             for key in _keys(store, name, verdict):
+                if now() - notice.when > notices.SWEEP_LIMIT:  # others may soon take this process for dead
+                    raise ModelError(f"{name} in {store} is not clean yet", advice="run again to go on")
                 store.delete(key)
     return Swept(
         name=name,
@@ -130,7 +132,7 @@ def _aliases(store: Store, name: str) -> dict[int, tuple[str, ...]]:
 
 
 def _judge(seen: _Seen, rule: Rule, now: datetime) -> _Verdict:
-    alive = [notice for notice in seen.pending.values() if not notice.is_dead(now)]
+    alive = [notice for notice in seen.pending.values() if not notice.is_dead("pending", now)]
     staying, going = {}, {}
     for number, (_, version) in seen.manifests.items():
         if why := next(_reasons(number, version, seen=seen, rule=rule, alive=alive, now=now), None):
@@ -204,10 +206,10 @@ def _require_alone(store: Store, name: str, ours: str, now: datetime) -> None:
     for key, notice in notices.standing(store, name, "sweeps").items():
         if key == ours:
             continue
-        if notice.is_dead(now):
+        if notice.is_dead("sweeps", now):
             store.delete(key)
         else:
-            raise ModelInUse(f"{name} in {store} is being cleaned up already, by {notice}")
+            raise ModelInUse(f"{name} in {store} is being cleaned up already, by {notice} ({key})")
 
 
 def _size(store: Store, name: str, verdict: _Verdict) -> int:

@@ -21,7 +21,7 @@ from shipway.stores.objects import Found, Store, Stored
 from shipway.stores.signing import Keys
 from shipway.stores.sweep import Rule, Swept
 from tests import model_folder
-from tests.memory_store import MemoryStore
+from tests.memory_store import MemoryStore, Wrapped
 from tests.unit.test_catalogue import NOON, Child
 from tests.unit.test_signing import ADA, BOB
 
@@ -220,6 +220,47 @@ def test_sweep_goes_on_from_one_that_died(store: MemoryStore) -> None:
 
     assert "adds/sweeps/0.json" not in store.objects
     require_whole(store)
+
+
+@pytest.mark.parametrize(
+    ("folder", "hours", "dead"),
+    [("pending", 47, False), ("pending", 49, True), ("sweeps", 0.9, False), ("sweeps", 1.1, True)],
+)
+def test_a_notice_from_elsewhere_is_dead_after_a_while(folder: notices.Folder, hours: float, dead: bool) -> None:  # noqa: FBT001 - a table
+    assert notices.Notice(**DEAD).is_dead(folder, NOON + timedelta(hours=hours)) is dead
+
+
+def test_a_notice_is_alive_when_another_machine_of_the_same_name_wrote_it() -> None:
+    ours = notices.written_by("ada", NOON)
+    boot, _, rest = (ours.process or "").partition("/")
+    theirs = ours.model_copy(update={"pid": 1 << 22, "process": f"{boot[:-1]}x/{rest}"})
+    gone = ours.model_copy(update={"pid": 1 << 22})
+
+    assert [each.is_dead("pending", NOON) for each in (ours, theirs, gone)] == [False, False, True]
+
+
+def test_sweep_stops_before_others_take_it_for_dead(store: MemoryStore) -> None:
+    times = iter([LATER] * 3)
+
+    def now() -> datetime:
+        return next(times, LATER + timedelta(minutes=31))
+
+    slow = Catalogue(store, run=Child(), now=now)
+    rule = Rule(released={}, younger_than=timedelta())
+
+    with pytest.raises(ModelError, match="is not clean yet"):
+        slow.sweep("adds", rule, who="eve", apply=True, tell=Console())
+
+    require_whole(store)
+    assert sorted(sweep(store).going) == [1, 3]
+
+
+def test_publish_succeeds_when_its_notice_cannot_be_removed(store: MemoryStore, tmp_path: Path) -> None:
+    class Stubborn(Wrapped):
+        def delete(self, key: str) -> None:
+            raise ModelError(f"cannot delete {key}")
+
+    assert publish(Stubborn(store), tmp_path / "folder", 9) == 5
 
 
 def test_promote_waits_for_a_sweep_that_takes_what_it_needs(store: MemoryStore) -> None:
