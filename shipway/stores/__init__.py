@@ -38,7 +38,13 @@ def open_catalogue(
         cache = root / ".shipway" / "cache"
         registry = mlflow.open_mlflow(store, access, cache=cache, run=run, tell=tell or Console())
         return Catalogue(
-            registry, run=run, keys=keys, key_of=mlflow.key_of, swaps=False, cache_bytes=access.cache_bytes
+            registry,
+            run=run,
+            keys=keys,
+            key_of=mlflow.key_of,
+            holders=registry.holders,
+            swaps=False,
+            cache_bytes=access.cache_bytes,
         )
     return Catalogue(_open(store, root, access), run=run, keys=keys, cache_bytes=access.cache_bytes)
 

@@ -44,6 +44,7 @@ class Registered:
     number: int
     publisher: str
     created: datetime
+    metrics: Callable[[], Mapping[str, float]]
     listing: Callable[[], Mapping[str, int | None]]
     file: Callable[[str], Source]
 
@@ -109,7 +110,7 @@ class Adopter:
             name=version.name,
             publisher=version.publisher,
             commit=None,
-            metrics={},
+            metrics=version.metrics(),
             created=version.created,
         ).model_copy(update={"version": version.number})
         if not made.golden.tensors:

@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 import urllib.parse
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +88,7 @@ class Proxied:
         self._rest = rest
         self._lock = threading.Lock()
         self._spooled: dict[str, IO[bytes]] = {}
+        weakref.finalize(self, _close, self._spooled)
 
     def place(self, uri: str) -> str:
         """See `Artifacts.place`."""
@@ -192,6 +194,11 @@ class Proxied:
                 file.flush()
                 self._spooled[path] = file
             return self._spooled[path]
+
+
+def _close(spooled: dict[str, IO[bytes]]) -> None:
+    for file in spooled.values():
+        file.close()
 
 
 def _pieces(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:

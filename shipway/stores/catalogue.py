@@ -96,18 +96,21 @@ class Catalogue:
         keys: Keys | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         key_of: Callable[[Model, ModelFile], str] | None = None,
+        holders: Callable[[str, Digest], Iterable[int]] | None = None,
         swaps: bool = True,
         cache_bytes: int | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """Work on a store; `run` starts the process that opens untrusted models.
 
-        `key_of` says where a store wants a model's file, if not under its hash; a store that
-        cannot compare and swap has no `swaps`. `cache_bytes` limits what is kept of fetched models.
+        `key_of` says where a store wants a model's file, if not under its hash, and `holders`
+        which versions may have some content, if it knows; a store that cannot compare and swap
+        has no `swaps`. `cache_bytes` limits what is kept of fetched models.
         """
         self._store = store
         self._key_of = key_of or _by_hash
         self._plain = key_of is None
+        self._holders = holders
         self._swaps = swaps
         self._cache_bytes = cache_bytes
         self._run = run
@@ -198,7 +201,8 @@ class Catalogue:
         """
         name = draft.name
         newest = self._some_version(name)
-        for number in [] if is_new else range(newest, 0, -1):
+        holders = self._holders or (lambda _name, _digest: range(newest, 0, -1))
+        for number in [] if is_new else holders(name, Digest(draft.digest)):
             if known := self._known_already(draft, number):
                 return Published(version=known, created=False)
         tries = 0

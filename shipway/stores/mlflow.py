@@ -16,6 +16,7 @@ https://mlflow.org/docs/latest/api_reference/rest-api.html
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -251,6 +252,14 @@ class Mlflow:
         registered = ["aliases", "models", "versions"] if not part and self._model(name) else []
         return [*registered, *(child.name for child in self._artifacts.children(path))] if path else registered
 
+    def holders(self, name: str, digest: Digest) -> list[int]:
+        """Return which whole versions have this content, as their tags say; mlflow's own are never looked into."""
+        return [
+            version.number
+            for version in self._versions(name)
+            if version.is_whole and version.tags.get(_DIGEST) == digest
+        ]
+
     # -- versions ------------------------------------------------------------------------
 
     def _manifest(self, name: str, number: int) -> Stored | None:
@@ -287,9 +296,15 @@ class Mlflow:
             number=version.number,
             publisher=version.publisher,
             created=version.created,
+            metrics=lambda: self._metrics(version),
             listing=lambda: dict(listing()),
             file=lambda path: Artifact(self._artifacts, f"{place}/{path}"),
         )
+
+    def _metrics(self, version: _Version) -> dict[str, float]:
+        told = self._ask("GET", "runs/get", query={"run_id": version.run}) if version.run else None
+        found = told["run"].get("data", {}).get("metrics", []) if told else []
+        return {str(each["key"]): float(each["value"]) for each in found if math.isfinite(float(each["value"]))}
 
     def _location(self, name: str, version: _Version) -> str:
         """Return where a version's files are; an address may point to another."""

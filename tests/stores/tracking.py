@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from uv import find_uv_bin
 
@@ -78,18 +78,18 @@ def tracking(folder: Path, *, environ: Mapping[str, str] | None = None) -> Itera
     argv += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(artifacts)]
     quiet = {**os.environ, **_QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environ or {})}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, env=quiet, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(argv, stdout=log, stderr=log, env=quiet, cwd=folder)
         try:
             _wait(process, f"http://127.0.0.1:{port}/health", folder / "log")
             yield Tracking(url=f"http://127.0.0.1:{port}", artifacts=artifacts)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            for each in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.terminate()
+            for each in psutil.wait_procs(family, 10)[1]:
+                each.kill()
+            process.wait()
 
 
 def _installed() -> Path:
