@@ -63,8 +63,8 @@ class ModelSettings(_Table):
 
     name: Name = Field(description="The model's name in its store.")
     store: str = Field(
-        description="Where models are published: a folder, `az://ACCOUNT/CONTAINER/PREFIX`, `s3://BUCKET/PREFIX` or "
-        "`mlflow+https://HOST/PREFIX`."
+        description="Where models are published: a folder, `az://ACCOUNT/CONTAINER/PREFIX`, `s3://BUCKET/PREFIX`, "
+        "`mlflow+https://HOST/PREFIX`, or the tracking address of an Azure ML workspace, `azureml://…`."
     )
     alias: Name = Field("latest", description="The alias that a release follows.")
     contract: str | None = Field(None, description="A JSON file of the service: the inputs and outputs it understands.")

@@ -32,11 +32,13 @@ def open_catalogue(
     `NotConfigured` for a store that this version does not know.
     """
     run, access = run or Proc(), access or Access()
-    if store.startswith("mlflow+"):
+    if store.startswith(("mlflow+", "azureml:")):
         from shipway.stores import mlflow  # noqa: PLC0415 - brings an HTTP client
 
-        cache = root / ".shipway" / "cache"
-        registry = mlflow.open_mlflow(store, access, cache=cache, run=run, tell=tell or Console())
+        opens = mlflow.open_mlflow
+        if store.startswith("azureml:"):
+            from shipway.stores.azureml import open_azureml as opens  # noqa: PLC0415 - as above
+        registry = opens(store, access, cache=root / ".shipway" / "cache", run=run, tell=tell or Console())
         return Catalogue(
             registry,
             run=run,
@@ -67,6 +69,7 @@ def _open(store: str, root: Path, access: Access) -> Store:
     if scheme:
         raise NotConfigured(
             f"the model store {store!r} is not configured",
-            advice="this version knows a folder, az://ACCOUNT/CONTAINER/PREFIX, s3://BUCKET/PREFIX or mlflow+https://HOST/PREFIX",
+            advice="this version knows a folder, az://ACCOUNT/CONTAINER/PREFIX, s3://BUCKET/PREFIX, "
+            "mlflow+https://HOST/PREFIX and azureml://HOST/…",
         )
     return Directory(root / store)

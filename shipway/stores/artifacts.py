@@ -30,7 +30,7 @@ from shipway.stores.rest import Rest
 
 _API = "/api/2.0/mlflow-artifacts/artifacts"
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
-_ALSO = frozenset({int(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)})
+ALSO = frozenset({int(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +145,10 @@ class Proxied:
         self._rest.ask("DELETE", _url(path))
 
     def _find(self, path: str) -> Found | None:
-        with self._rest.opened("GET", _url(path), headers={"Range": "bytes=0-0"}, also=_ALSO) as response:
+        with self._rest.opened("GET", _url(path), headers={"Range": "bytes=0-0"}, also=ALSO) as response:
             if response is None:
                 return None
-            size_bytes, etag = _whole_bytes(response), response.headers.get("etag", "")
+            size_bytes, etag = whole_bytes(response), response.headers.get("etag", "")
         if size_bytes is None:
             folder, _, name = path.rpartition("/")
             size_bytes = next((each.size_bytes for each in self.children(folder) if each.name == name), None)
@@ -163,19 +163,13 @@ class Proxied:
             yield from _pieces(spooled, start, stop)
             return
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        with self._rest.opened("GET", _url(path), headers=headers, also=_ALSO) as response:
+        with self._rest.opened("GET", _url(path), headers=headers, also=ALSO) as response:
             if response is None:
                 raise ModelMissing(f"there is no artifact {path}")
-            if etag and response.headers.get("etag", "") != etag:
-                raise Replaced(f"{path} was replaced")
-            if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-                match = _RANGE.fullmatch(response.headers.get("content-range", ""))
-                if match is None or match[1] is None or int(match[1]) != start:
-                    raise Passing(f"{path}: another range came than was asked for")
-                yield from response.iter_raw()
+            if response.status_code != HTTPStatus.OK:
+                yield from ranged(path, response, start=start, etag=etag)
                 return
-            if response.status_code in _ALSO:
-                return
+            _require_tag(path, response, etag)
             if start == 0:  # the server knows no ranges: what is wanted comes first
                 yield from _until(stop, response.iter_raw())
                 return
@@ -196,6 +190,30 @@ class Proxied:
             return self._spooled[path]
 
 
+def ranged(path: str, response: httpx.Response, *, start: int, etag: str | None) -> Iterator[bytes]:
+    """Yield a range that was asked for, if it is that. Raises `Replaced`, and `Passing` for another one."""
+    if response.status_code in ALSO:
+        return  # nothing is there any more
+    _require_tag(path, response, etag)
+    match = _RANGE.fullmatch(response.headers.get("content-range", ""))
+    if match is None or match[1] is None or int(match[1]) != start:
+        raise Passing(f"{path}: another range came than was asked for")
+    yield from response.iter_raw()
+
+
+def whole_bytes(response: httpx.Response) -> int | None:
+    """Return the size of the whole file, where an answer says it."""
+    if match := _RANGE.fullmatch(response.headers.get("content-range", "")):
+        return int(match[3])
+    length = response.headers.get("content-length", "")
+    return int(length) if response.status_code == HTTPStatus.OK and length.isdecimal() else None
+
+
+def _require_tag(path: str, response: httpx.Response, etag: str | None) -> None:
+    if etag and response.headers.get("etag", "") != etag:
+        raise Replaced(f"{path} was replaced")
+
+
 def _close(spooled: dict[str, IO[bytes]]) -> None:
     for file in spooled.values():
         file.close()
@@ -214,14 +232,6 @@ def _until(stop: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
         at += len(piece)
         if at >= stop:
             return
-
-
-def _whole_bytes(response: httpx.Response) -> int | None:
-    """Return the size of the whole file, where an answer says it."""
-    if match := _RANGE.fullmatch(response.headers.get("content-range", "")):
-        return int(match[3])
-    length = response.headers.get("content-length", "")
-    return int(length) if response.status_code == HTTPStatus.OK and length.isdecimal() else None
 
 
 def _url(path: str) -> str:

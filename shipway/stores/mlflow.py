@@ -161,9 +161,20 @@ class Mlflow:
     """A `Store` in a registry of MLflow, whose files have the keys of `key_of`."""
 
     def __init__(
-        self, rest: Rest, artifacts: Artifacts, *, address: str, adopter: Adopter, warn: Callable[[str], None]
+        self,
+        rest: Rest,
+        artifacts: Artifacts,
+        *,
+        address: str,
+        adopter: Adopter,
+        warn: Callable[[str], None],
+        has_aliases: bool = True,
     ) -> None:
-        """Ask nobody yet; `warn` is told which versions are left out of a list."""
+        """Ask nobody yet; `warn` is told which versions are left out of a list.
+
+        A registry that has no aliases of its own keeps ours in the tags alone.
+        """
+        self._has_aliases = has_aliases
         self._rest = rest
         self._artifacts = artifacts
         self._address = address
@@ -233,7 +244,12 @@ class Mlflow:
             self._known.versions.pop((name, int(match[1])), None)
             self._delete_version(name, int(match[1]))
         elif folder == "aliases":
-            self._ask("DELETE", "registered-models/alias", body={"name": name, "alias": rest.removesuffix(".json")})
+            alias = rest.removesuffix(".json")
+            if self._has_aliases:
+                self._ask("DELETE", "registered-models/alias", body={"name": name, "alias": alias})
+            else:
+                tag = {"name": name, "key": f"{_MOVED}{alias}"}
+                self._ask("DELETE", "registered-models/delete-tag", body=tag)
         elif path := self._path(key):
             self._artifacts.delete(path)
 
@@ -245,7 +261,7 @@ class Mlflow:
         if part == "versions":
             return [f"{number}.json" for number in self._numbers(name)]
         if part == "aliases":
-            aliases = _aliases(self._model(name) or {})
+            aliases = self._aliases(self._model(name) or {})
             latest = [LATEST] if self._newest(name) else []
             return [f"{alias}.json" for alias in [*aliases, *latest]]
         path = self._path(folder)
@@ -454,7 +470,7 @@ class Mlflow:
             number, told, who, when = newest.number, "", newest.publisher, newest.created
         else:
             model = self._model(name) or {}
-            number = _aliases(model).get(alias, 0)
+            number = self._aliases(model).get(alias, 0)
             if not number:
                 return None
             told = _tags(model).get(f"{_MOVED}{alias}", "")
@@ -477,11 +493,15 @@ class Mlflow:
         if (current.etag if current else None) != etag:
             return False
         body = {"name": name, "alias": alias, "version": str(move.version)}
-        if self._ask("POST", "registered-models/alias", body=body) is None:
+        if self._has_aliases and self._ask("POST", "registered-models/alias", body=body) is None:
             raise ModelMissing(f"{self} has no version {move.version} of {name} any more")
         tag = {"name": name, "key": f"{_MOVED}{alias}", "value": data.decode("utf-8")}
         self._ask("POST", "registered-models/set-tag", body=tag)
-        return _aliases(self._model(name) or {}).get(alias) == move.version
+        return self._aliases(self._model(name) or {}).get(alias) == move.version
+
+    def _aliases(self, model: Mapping[str, Any]) -> dict[str, int]:
+        told = {} if self._has_aliases else _told_aliases(model)
+        return {**told, **{str(each["alias"]): int(each["version"]) for each in model.get("aliases", [])}}
 
     def _model(self, name: str) -> Mapping[str, Any] | None:
         told = self._ask("GET", "registered-models/get", query={"name": name})
@@ -632,8 +652,14 @@ def _stored_move(move: Move) -> Stored:
     return Stored(data=data, etag=Digest.of(data))
 
 
-def _aliases(model: Mapping[str, Any]) -> dict[str, int]:
-    return {str(each["alias"]): int(each["version"]) for each in model.get("aliases", [])}
+def _told_aliases(model: Mapping[str, Any]) -> dict[str, int]:
+    """Return the aliases that tags tell of."""
+    found = {}
+    for key, text in _tags(model).items():
+        with contextlib.suppress(ModelError):
+            if key.startswith(_MOVED):
+                found[key.removeprefix(_MOVED)] = manifest.parse_move(text.encode(), where=key).version
+    return found
 
 
 def _tags(told: Mapping[str, Any]) -> dict[str, str]:

@@ -52,9 +52,10 @@ class Login(Protocol):
 class Answered(StoreRefused):
     """The server answered with an error of its own, whose code is `reason`."""
 
-    def __init__(self, message: str, *, reason: str = "", advice: str = "") -> None:
-        """Take what was asked, what was answered, and the code."""
+    def __init__(self, message: str, *, status: int = 0, reason: str = "", advice: str = "") -> None:
+        """Take what was asked, what was answered, and the codes."""
         super().__init__(message, advice=advice)
+        self.status = status
         self.reason = reason
 
 
@@ -91,7 +92,7 @@ class Rest:
     def opened(
         self,
         method: str,
-        path: str,
+        where: str | httpx.URL,
         *,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -100,10 +101,14 @@ class Rest:
     ) -> Iterator[httpx.Response | None]:
         """Make a request once; give its response, still to be read, or `None` where there is no such thing.
 
-        A status of `also` is no failure.
+        `where` is a path below the server's address, or another server's address, which gets no
+        login. A status of `also` is no failure.
         """
-        url = self.base.copy_with(raw_path=self.base.raw_path.rstrip(b"/") + path.encode("ascii"))
-        login = self._login.header()
+        if isinstance(where, str):
+            url = self.base.copy_with(raw_path=self.base.raw_path.rstrip(b"/") + where.encode("ascii"))
+            login = self._login.header()
+        else:
+            url, login = where, None
         sent = {**(headers or {}), **({"Authorization": login} if login else {})}
         told = self._told(method, url)
         try:
@@ -112,7 +117,9 @@ class Rest:
             try:
                 if response.is_success or response.status_code in also:
                     yield response
-                elif (failure := self._failure(told, response)) is None:
+                elif (
+                    failure := self._failure(told, response, asked=str(self._login) if login else "no login")
+                ) is None:
                     yield None
                 else:
                     raise failure
@@ -124,7 +131,7 @@ class Rest:
     def _told(self, method: str, url: httpx.URL) -> str:
         return f"{method} {url.scheme}://{url.netloc.decode('ascii', 'replace')}{url.path}"
 
-    def _failure(self, told: str, response: httpx.Response) -> ModelError | Passing | None:
+    def _failure(self, told: str, response: httpx.Response, *, asked: str) -> ModelError | Passing | None:
         status = response.status_code
         if response.is_redirect:
             return Answered(f"{told} is redirected, which is not followed", advice="mend the address in [model] store")
@@ -135,8 +142,8 @@ class Rest:
         if status == HTTPStatus.NOT_FOUND or reason in _ABSENT:
             return None
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            return Answered(f"{said}: {self._login} was refused", reason=reason, advice=self._login.advice)
-        return Answered(said, reason=reason)
+            return Answered(f"{said}: {asked} was refused", status=status, advice=self._login.advice)
+        return Answered(said, status=status, reason=reason)
 
 
 class Variables:
@@ -188,8 +195,10 @@ class Entra:
 def open_client(base: httpx.URL, *, authority: Path | None) -> httpx.Client:
     """Return the client for one server; `authority` vouches for it besides those whom everybody trusts."""
     local = is_loopback(base.host)  # no proxy leads back to this machine
+    # reading all the world's certificates takes longer than a few requests
+    trusted = _trusted(authority) if base.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        client = httpx.Client(headers=_HEADERS, verify=_trusted(authority), trust_env=not local, timeout=_TIMEOUT)
+        client = httpx.Client(headers=_HEADERS, verify=trusted, trust_env=not local, timeout=_TIMEOUT)
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise ConfigError(f"the proxy that the environment names cannot be used: {error}") from error
     client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))

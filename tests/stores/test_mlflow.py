@@ -330,7 +330,7 @@ def test_latest_takes_two_requests_whatever_the_number_of_versions(
     catalogue.publish(model_folder.make(tmp_path / "m", weight=1), name=prefix, publisher="ada", tell=Console())
     first = tracking.ask("GET", "model-versions/get", name=prefix, version="1")["model_version"]
     again = {key: cast("dict[str, object]", first)[key] for key in ("name", "source", "run_id")}
-    for _ in range(130):
+    for _ in range(25):
         tracking.ask("POST", "model-versions/create", **again)
     open_catalogue(tracking.address, root=tmp_path).publish(
         model_folder.make(tmp_path / "m", weight=2), name=prefix, publisher="ada", tell=Console()
@@ -338,7 +338,7 @@ def test_latest_takes_two_requests_whatever_the_number_of_versions(
     with Proxy(tracking.host) as between:
         shown = through(between, tmp_path).show(prefix, "latest")
 
-        assert shown.version == 132
+        assert shown.version == 27
         assert [call.path.partition("?")[0].rpartition("/mlflow")[2] for call in between.calls][:1] == [
             "/model-versions/search"
         ]

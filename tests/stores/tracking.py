@@ -36,6 +36,7 @@ class Tracking:
 
     url: str
     artifacts: Path
+    client: httpx.Client
 
     @property
     def host(self) -> str:
@@ -64,7 +65,7 @@ class Tracking:
     def ask(self, method: str, path: str, **asked: object) -> dict[str, object]:
         """Ask the server's own API, past shipway: `registered-models/get`."""
         sent = {"params": asked} if method == "GET" else {"json": asked}
-        answer = httpx.request(method, f"{self.url}/api/2.0/mlflow/{path}", timeout=30, **sent)  # type: ignore[arg-type]
+        answer = self.client.request(method, f"{self.url}/api/2.0/mlflow/{path}", **sent)  # type: ignore[arg-type]
         assert answer.is_success, answer.text
         return dict(answer.json())
 
@@ -77,11 +78,12 @@ def tracking(folder: Path, *, environ: Mapping[str, str] | None = None) -> Itera
     argv = [str(program), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     argv += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(artifacts)]
     quiet = {**os.environ, **_QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environ or {})}
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("wb") as log, httpx.Client(trust_env=False, timeout=30) as client:
         process = subprocess.Popen(argv, stdout=log, stderr=log, env=quiet, cwd=folder)
         try:
-            _wait(process, f"http://127.0.0.1:{port}/health", folder / "log")
-            yield Tracking(url=f"http://127.0.0.1:{port}", artifacts=artifacts)
+            made = Tracking(url=f"http://127.0.0.1:{port}", artifacts=artifacts, client=client)
+            _wait(process, made, folder / "log")
+            yield made
         finally:
             family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
             for each in family:
@@ -111,11 +113,11 @@ def _installed() -> Path:
     return place
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], tracking: Tracking, log: Path) -> None:
     until = time.monotonic() + _START_S
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url, timeout=5).is_success:
+            if tracking.client.get(f"{tracking.url}/health").is_success:
                 return
         time.sleep(0.1)
     message = f"it did not start (exit code {process.poll()}):\n{log.read_text('utf-8')[-2000:]}"
