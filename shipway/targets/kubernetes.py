@@ -476,10 +476,15 @@ class Kubernetes:
             self._settle(deployment, previous)
 
     def _remove_all(self) -> None:
-        """Delete what the first release applied; what was there before it, such as an address that was kept, stays."""
+        """Delete what the first release applied; what was there before it, such as an address that was kept, stays.
+
+        A first release that was killed may have left what is there: then that goes as well.
+        """
         deployment = self._deployment()
-        objects = self._wanted or (self._objects(manifests.record_of(deployment)) if deployment else [])
-        self._kubectl.delete(self._not_there_before(objects), wait=True)
+        names = self._not_there_before(self._wanted)
+        if deployment and manifests.named(deployment) not in names:
+            names = manifests.names([*self._wanted, *self._objects(manifests.record_of(deployment))])
+        self._kubectl.delete(list(dict.fromkeys(names)), wait=True)
         if deployment:
             self._await_no_pods(deployment)
 

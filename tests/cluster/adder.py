@@ -90,6 +90,17 @@ class Adder:
         self.project.write("app/__init__.py", f"{text[0]}\n\ndef answer{rest[2]}{_FAULTY.replace('{fault}', fault)}")
         self.project.commit(f"Break: {fault}")
 
+    def restricted(self) -> None:
+        """Have its pods keep the rules of the restricted level."""
+        deployment = json.loads((self.project.root / "k8s/deployment.yaml").read_text("utf-8"))
+        pod = deployment["spec"]["template"]["spec"]
+        profile = {"type": "RuntimeDefault"}
+        pod["securityContext"] = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": profile}
+        for container in pod["containers"]:
+            container["securityContext"] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        self.project.write("k8s/deployment.yaml", json.dumps(deployment, indent=1) + "\n")
+        self.project.commit("Restrict")
+
     def touched(self, word: str) -> None:
         """Commit another good version."""
         text = (self.project.root / "app/__init__.py").read_text("utf-8").partition("# touched")[0]

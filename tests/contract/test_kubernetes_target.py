@@ -208,6 +208,14 @@ def test_first_release_leaves_nothing_behind_when_it_fails(host: Host) -> None:
     }
 
 
+def test_nothing_is_left_behind_when_the_first_release_was_killed_and_the_next_one_fails(host: Host) -> None:
+    host.target.promote(host.target.start(*version("one"), as_before=False))
+
+    host.try_release("two", "crashes", CandidateFailed)
+
+    assert [host.cluster.names(kind) for kind in ("deployment.apps", "service", "pod")] == [[], [], []]
+
+
 def test_address_is_kept_when_the_first_release_after_a_stop_fails(host: Host) -> None:
     host.release("one")
     host.target.stop()

@@ -1,0 +1,136 @@
+"""Releases to the cluster that are cut short, and two at once: the section "The release itself" of faults.md.
+
+One project serves from the first test to the last, as in `test_rollout.py`, and is asked all the
+while; the one who releases has the rights of k8s/setup and none besides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import adder as adders
+from tests.cluster import releaser
+from tests.cluster.adder import Adder
+from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import fresh
+from tests.system.project import kill_at
+from tests.system.referee import Referee
+
+RATE = 50
+HALF_WAY = "1 of 2 new, 2 available; 2 old"
+STEPS = ("starting build", "measured, on http://127", "applying build", HALF_WAY, "answers users")
+
+
+@pytest.fixture(scope="module")
+def adder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adder]:
+    for namespace in fresh(cluster, __file__):
+        releaser.set_up(cluster, namespace)
+        folder = tmp_path_factory.mktemp("killed")
+        made = adders.adder(cluster, namespace, folder)
+        made.restricted()
+        made.project.environ.update(releaser.log_in(cluster, namespace, folder))
+        made.project.invoke("release")
+        yield made
+
+
+def test_releases_that_were_killed_anywhere_need_no_hand_work(adder: Adder) -> None:
+    project, before = adder.project, adder.builds()
+    attempts = len(project.outcomes())
+    with Referee(adder.url, rate=RATE) as referee:
+        for number, line in enumerate(STEPS):
+            adder.touched(f"killed {number}")
+            process = project.start("release")
+            kill_at(process, re.compile(line))
+            process.communicate(timeout=60)
+            assert adder.builds() <= {*before, *referee.builds()}
+        released = project.facts("release")
+
+    status = project.facts("status")
+    assert referee.failed() == [], referee.summary()
+    assert (status["build"], status["healthy"]) == (released["current"]["build"], True)
+    assert project.outcomes()[attempts:] == [("release", "killed")] * len(STEPS) + [("release", "released")]
+    assert adder.builds() == {status["build"]}
+    assert [pod["metadata"]["name"] for pod in adder.pods() if "candidate" in pod["metadata"]["name"]] == []
+
+
+def test_second_releaser_is_told_who_is_first_or_waits_and_goes_next(adder: Adder) -> None:
+    adder.touched("first of two")
+    first = adder.project.start("release", "--json")
+    kill_at(first, re.compile("starting build"), signal.SIGCONT)
+
+    _, held = adder.project.invoke("release", exits=4)
+    waited = adder.project.facts("release", "--wait")
+    out, err = first.communicate(timeout=120)
+
+    assert first.returncode == 0, err
+    assert re.search(rf"the lock is held by \S+ on \S+ \(process {first.pid}\), since .* UTC: release of build", held)
+    assert (waited["outcome"], waited["current"]) == ("unchanged", json.loads(out)["current"])
+
+
+def test_promotion_that_is_interrupted_is_taken_back_without_losing_a_request(adder: Adder) -> None:
+    before = adder.builds()
+    adder.touched("interrupted")
+    with Referee(adder.url, rate=RATE) as referee:
+        process = adder.project.start("release")
+        kill_at(process, re.compile(HALF_WAY), signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+        undone = adder.builds()
+        again = adder.project.facts("release")
+
+    assert (process.returncode, undone) == (130, before)
+    assert re.search(r"undone in \d+ s", err)
+    assert "Serving, as before: build" in err
+    assert again["outcome"] == "released"
+    assert referee.failed() == [], referee.summary()
+
+
+def test_rollback_needs_no_registry(adder: Adder) -> None:
+    live = adder.project.facts("status")
+    with Referee(adder.url, rate=RATE) as referee, adder.cluster.without("registry"):
+        back = adder.project.facts("rollback")
+
+    assert (back["outcome"], back["previous"]["digest"]) == ("rolled back", live["digest"])
+    assert adder.builds() == {back["current"]["build"]}
+    assert referee.failed() == [], referee.summary()
+
+
+def test_manifests_alone_are_a_release_of_their_own(adder: Adder) -> None:
+    adder.touched("to be served in two manners")
+    first = adder.project.facts("release")
+    text = (adder.project.root / "k8s/deployment.yaml").read_text("utf-8")
+    adder.project.write("k8s/deployment.yaml", text.replace('"memory": "128Mi"', '"memory": "192Mi"'))
+
+    second = adder.project.facts("rollout", first["current"]["digest"])
+
+    assert (second["outcome"], second["current"]) == ("released", first["current"])
+    assert {pod["spec"]["containers"][0]["resources"]["limits"]["memory"] for pod in adder.pods()} == {"192Mi"}
+
+
+def test_stop_keeps_the_address_for_the_next_release(adder: Adder) -> None:
+    url, live = adder.url, adder.project.facts("status")
+
+    adder.project.invoke("stop")
+    stopped, pods = adder.project.facts("status"), adder.pods()
+    again = adder.project.facts("rollout", live["digest"])
+
+    assert (stopped["digest"], pods) == (None, [])
+    assert (again["outcome"], again["url"], adder.url) == ("released", url, url)
+
+
+def test_first_release_that_fails_leaves_nothing_behind(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for namespace in fresh(cluster, "first release fails"):
+        made = adders.adder(cluster, namespace, tmp_path_factory.mktemp("first"))
+        made.broken("return errors if public else answer")
+
+        _, err = made.project.invoke("release", exits=60)
+
+        assert "Nothing serves, as before." in err
+        assert made.pods() == []
+        assert cluster.get("deployments,services", "--namespace", namespace)["items"] == []
