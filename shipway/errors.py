@@ -253,6 +253,13 @@ class DockerFailed(ImageError):
     advice = "mend the Dockerfile: docker build . shows the same"
 
 
+class NotBuilt(ImageError):
+    """What Docker would have to build is not built yet, and this command builds nothing."""
+
+    code = 35
+    advice = "invoke image builds it"
+
+
 # -- 40 to 49: push ----------------------------------------------------------------------
 
 

@@ -17,13 +17,13 @@ from typing import Literal
 
 from shipway import receipts, upkeep
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
-from shipway.errors import NothingToGoBackTo
+from shipway.errors import NotBuilt, NothingToGoBackTo
 from shipway.ledger import Outcome, Record
 from shipway.oci import compose, evidence, tested
 from shipway.oci.compose import Composed
 from shipway.oci.evidence import Evidence, Maker
 from shipway.oci.images import read_image
-from shipway.results import Built, Deployed, Plan, Status, figures
+from shipway.results import Built, Deployed, Plan, Status, Unbuilt, figures
 from shipway.site import Site
 from shipway.stages import image as image_stage
 from shipway.stages import loadcheck as loadcheck_stage
@@ -147,7 +147,9 @@ def image(site: Site, *, version: int | None = None) -> Image:
     return composed.image
 
 
-def _composed(site: Site, version: int | None = None, *, allow_downgrade: bool = False) -> tuple[Model, Composed]:
+def _composed(
+    site: Site, version: int | None = None, *, allow_downgrade: bool = False, may_build: bool = True
+) -> tuple[Model, Composed]:
     """Pin the model and compose the image, from what was made before where that is the same."""
     catalogue = site.catalogue
     model = model_stage.resolve(
@@ -169,6 +171,7 @@ def _composed(site: Site, version: int | None = None, *, allow_downgrade: bool =
         proc=site.proc,
         tell=site.tell,
         allow_dirty=not site.in_ci,
+        may_build=may_build,
     )
     return model, composed
 
@@ -226,9 +229,13 @@ def history(site: Site) -> tuple[Record, ...]:
     return tuple(reversed(site.ledger.attempts()))
 
 
-def plan(site: Site, *, version: int | None = None) -> Plan:
-    """Say what a release would move, in bytes, and what it would go back to; change nothing that serves."""
-    _, composed = _composed(site, version, allow_downgrade=True)
+def plan(site: Site, *, version: int | None = None) -> Plan | Unbuilt:
+    """Say what a release would move, in bytes, and what it would go back to; change nothing, and build nothing."""
+    tested = test_stage.passed_before(site.state, site.snapshot) is not None
+    try:
+        _, composed = _composed(site, version, allow_downgrade=True, may_build=False)
+    except NotBuilt as nothing:
+        return Unbuilt(environment=site.environment, tested=tested, what=nothing.message)
     planned, live = compose.version(composed.image), site.target.current()
     same = bool(live and live.version.digest == planned.digest)
     way_back = live.version if live else None
@@ -237,7 +244,7 @@ def plan(site: Site, *, version: int | None = None) -> Plan:
             way_back = _earlier(site, live.version, None)
     return Plan(
         environment=site.environment,
-        tested=test_stage.passed_before(site.state, site.snapshot) is not None,
+        tested=tested,
         version=planned,
         moves=push_stage.plan(composed, images=site.images),
         serves=bool(live and same and live.healthy and site.target.is_as_wanted(live)),

@@ -184,6 +184,35 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unbuilt:
+    """All that can be planned before Docker has built what the image stands on."""
+
+    environment: str
+    tested: bool
+    what: str
+
+    def text(self) -> str:
+        """A few lines for people."""
+        return "\n".join(
+            [
+                f"test      {'passed on this tree before; nothing to test' if self.tested else 'would run'}",
+                f"image     {self.what}",
+                "push      what would move is known once that is built: invoke image",
+            ]
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For machines: the version and the bytes are not known."""
+        return {
+            "environment": self.environment,
+            "tested": self.tested,
+            "version": None,
+            "bytes": None,
+            "would_build": self.what,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
     """All that is known of an image. `bill` and `statement` are what is attached to it, unsigned."""
 
@@ -205,6 +234,7 @@ class Shown:
             f"model      {version.model.name} {version.model.version} ({version.model.digest})",
             f"size       {size(sum(image.size_bytes(part) for part in PARTS))}",
             *parts,
+            f"made for   {compose.target(image)}",
             f"base       {base or 'none'}",
             f"runs       {' '.join(command)} as {user}",
             f"contents   {self._bill()}",
@@ -220,6 +250,7 @@ class Shown:
             **asdict(compose.version(self.image)),
             "created": compose.created(self.image),
             "base": compose.base(self.image),
+            "made_for": compose.target(self.image),
             "command": command,
             "user": user,
             "size_bytes": sum(self.image.size_bytes(part) for part in PARTS),

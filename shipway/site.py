@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shipway.artifacts import Digest, Image, Snapshot, Version
 from shipway.checkout import Checkout
@@ -37,6 +38,9 @@ from shipway.targets.kubernetes import Kubernetes
 from shipway.targets.local import Local
 from shipway.targets.shared import ConfigMapRecords, LeaseSlot
 
+if TYPE_CHECKING:
+    from shipway.oci.registry import Repository
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -51,6 +55,7 @@ class Site:
     proc: Proc
     tell: Console
     began_s: float = field(default_factory=time.time)
+    _opened: list[Repository] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def open(
@@ -145,7 +150,7 @@ class Site:
         """Return a repository of a registry, `HOST/NAME`; the base may live in another than the images."""
         from shipway.oci.registry import open_repository  # noqa: PLC0415 - brings an HTTP client, which a layout needs not
 
-        return open_repository(
+        repository = open_repository(
             name,
             settings=self.settings.push,
             root=self.root,
@@ -153,6 +158,13 @@ class Site:
             proc=self.proc,
             tell=self.tell,
         )
+        self._opened.append(repository)
+        return repository
+
+    def close(self) -> None:
+        """Close the connections to registries that were opened here."""
+        while self._opened:
+            self._opened.pop().close()
 
     @property
     def ledger(self) -> Ledger:

@@ -34,7 +34,7 @@ HELP = {
     "again": "Run the test suite although this very tree passed before.",
     "model": "The model's version number (default: what the alias in release.toml names).",
     "digest": "The image's digest, sha256:…; invoke history --json lists those that served.",
-    "ref": "A digest, a tag (tested: the newest tested image), a build id, or HOST/NAME@sha256:….",
+    "ref": "A digest, a tag, a build id, or HOST/NAME@sha256:… (default: the newest tested image).",
     "apply": "Delete what would go; without it nothing is deleted.",
     "only": "model or code: go back with that alone and keep the other.",
     "url": "The service's address (default: the environment's own).",
@@ -70,6 +70,9 @@ _REFUSALS = frozenset(
 )
 
 
+_SITES: list[Site] = []  # what the running task opened, and closes again
+
+
 def command(body: Callable[..., None]) -> Task[Any]:
     """Make a task of `body`: shipway's errors become a message and an exit code, nothing else."""
 
@@ -79,7 +82,7 @@ def command(body: Callable[..., None]) -> Task[Any]:
         from shipway.proc import signals_as_errors
 
         try:
-            with signals_as_errors(), _refusals_as_errors():
+            with signals_as_errors(), _refusals_as_errors(), _sites_closed():
                 body(*args, **kwargs)
         except ShipwayError as error:
             if kwargs.get("json"):
@@ -94,6 +97,15 @@ def command(body: Callable[..., None]) -> Task[Any]:
     words = body.__code__.co_varnames[1 : body.__code__.co_argcount]
     made: Task[Any] = task(help={word: HELP[word] for word in words})(run)
     return made
+
+
+@contextlib.contextmanager
+def _sites_closed() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        while _SITES:
+            _SITES.pop().close()
 
 
 @contextlib.contextmanager
@@ -271,7 +283,7 @@ def history(_c: Context, env: str = "", json: bool = False) -> None:
 
 
 @command
-def show_image(_c: Context, ref: str, env: str = "", json: bool = False) -> None:
+def show_image(_c: Context, ref: str = "", env: str = "", json: bool = False) -> None:
     """Say what is in an image, how it came about, and who pushed it, without pulling it."""
     from shipway import upkeep
 
@@ -566,7 +578,9 @@ def _site(environment: str, **flags: dict[str, str]) -> Site:
     from shipway.site import Site
 
     given = {table: {key: text for key, text in values.items() if text} for table, values in flags.items()}
-    return Site.open(Path.cwd(), environment=environment or None, environ=os.environ, flags=given)
+    site = Site.open(Path.cwd(), environment=environment or None, environ=os.environ, flags=given)
+    _SITES.append(site)
+    return site
 
 
 def _number(text: str, flag: str, *, least: int = 0, most: int = 999_999_999) -> int | None:

@@ -71,10 +71,10 @@ def _count(number: int, what: str) -> str:
 def show(site: Site, name: str) -> Shown:
     """Say all that is known of an image, without one byte of its layers.
 
-    `name` is a digest, a tag, a build id or `HOST/NAME@sha256:…`. Raises `ImageMissing`,
-    `ImageCorrupt`.
+    `name` is a digest, a tag, a build id or `HOST/NAME@sha256:…`; without one it is the newest
+    tested image. Raises `ImageMissing`, `ImageCorrupt`.
     """
-    images, digest = _found(site, name)
+    images, digest = _found(site, name) if name else (site.images, newest_tested(site))
     image = read_image(images, digest)
     statement = evidence.read_statement(images, digest)
     return Shown(

@@ -146,8 +146,12 @@ class Client:
                     break  # it may have said why before it closed
         with _on_the_network():
             answer = connection.getresponse()
-        pieces = self._body(answer, connection, request.url)
-        return Response(answer.status, answer.headers, request.url, pieces, connection.close)
+
+        def close() -> None:
+            answer.close()  # it has the socket too, and alone where the server closes after it
+            connection.close()
+
+        return Response(answer.status, answer.headers, request.url, self._body(answer, connection, request.url), close)
 
     def _begin(self, connection: http.client.HTTPConnection, request: Request) -> None:
         connection.putrequest(request.method, request.url.target, skip_host=True, skip_accept_encoding=True)
@@ -364,8 +368,8 @@ def _through(sock: socket.socket, proxy: _Proxy, host: str, port: int) -> None:
     if proxy.authorization:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
     sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
-    answer = http.client.HTTPResponse(sock, method="CONNECT")
-    answer.begin()  # nobody speaks on the other side before we do, so no byte of theirs is read here
+    with contextlib.closing(http.client.HTTPResponse(sock, method="CONNECT")) as answer:
+        answer.begin()  # nobody speaks on the other side before we do, so no byte of theirs is read here
     if answer.status != http.client.OK:
         said = f"the proxy {proxy.address[0]}:{proxy.address[1]} says {answer.status} {answer.reason}"
         raise NoAnswer("ProxyError", said)

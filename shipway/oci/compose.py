@@ -75,17 +75,19 @@ def compose(
     settings: Settings,
     snapshot: Snapshot,
     weights: Layer | None = None,
+    python: str = "",
 ) -> Image:
     """Return the image of these parts. Raises `BaseRefused` when they are too many layers.
 
-    `weights` is the model's layer where it is another than the model's manifest describes.
+    `weights` is the model's layer where it is another than the model's manifest describes,
+    `python` the Python that the dependencies are for, such as `3.13`.
     """
     layers = (*base.layers, *dependencies, weights or model_layer(model), app)
-    config, environment = _begun(base, settings, snapshot)
+    config, environment = _begun(base, settings, snapshot, python)
     return _finish(config, {**_PATH, **base.environment, **_PYTHON, **environment}, layers, model_ref(model))
 
 
-def adopt(built: Base, *, model: Model, settings: Settings, snapshot: Snapshot) -> Image:
+def adopt(built: Base, *, model: Model, settings: Settings, snapshot: Snapshot, python: str = "") -> Image:
     """Return the image that a whole Dockerfile made, started and labelled as one of ours.
 
     The Dockerfile says what is in it, and its ENV stands; how it is started the settings say.
@@ -93,7 +95,7 @@ def adopt(built: Base, *, model: Model, settings: Settings, snapshot: Snapshot) 
     layers = tuple(
         replace(layer, part="dockerfile", title=f"layer {number}") for number, layer in enumerate(built.layers, start=1)
     )
-    config, environment = _begun(replace(built, digest=None), settings, snapshot)
+    config, environment = _begun(replace(built, digest=None), settings, snapshot, python)
     return _finish(config, {**_PATH, **_PYTHON, **built.environment, **environment}, layers, model_ref(model))
 
 
@@ -107,7 +109,9 @@ def generator(base: Base, *, layers: Sequence[Layer], settings: Settings, snapsh
     return _sealed(config, {**_PATH, **base.environment, **_PYTHON}, (*base.layers, *layers))
 
 
-def _begun(base: Base, settings: Settings, snapshot: Snapshot) -> tuple[dict[str, Any], dict[str, str]]:
+def _begun(
+    base: Base, settings: Settings, snapshot: Snapshot, python: str = ""
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what of the configuration and the environment the settings and the commit decide."""
     service = settings.service
     environment = {
@@ -125,15 +129,17 @@ def _begun(base: Base, settings: Settings, snapshot: Snapshot) -> tuple[dict[str
             "WorkingDir": "/srv",
             "Cmd": list(service.command),
             "ExposedPorts": {f"{port}/tcp": {} for port in (service.port, *service.ports.values())},
-            "Labels": _labels(settings, snapshot, created, base),
+            "Labels": _labels(settings, snapshot, created, base, python),
         },
         "history": [dict(entry) for entry in base.history],
     }
     return config, environment
 
 
-def _labels(settings: Settings, snapshot: Snapshot, created: str, base: Base) -> dict[str, str]:
+def _labels(settings: Settings, snapshot: Snapshot, created: str, base: Base, python: str) -> dict[str, str]:
     return {
+        **({f"{_OURS}python": python} if python else {}),
+        f"{_OURS}platform": f"{base.os}/{base.architecture}",
         **({f"{_OCI}base.digest": base.digest} if base.digest else {}),
         f"{_OCI}created": created,
         f"{_OCI}revision": snapshot.commit + ("-dirty" if snapshot.dirty else ""),
@@ -305,6 +311,13 @@ def labels(image: Image) -> dict[str, str]:
 def created(image: Image) -> str:
     """Return the time of the commit that the image was made from, as RFC 3339 has it."""
     return labels(image)[f"{_OCI}created"]
+
+
+def target(image: Image) -> str:
+    """Return what the image is made for, in words: its Python, where it says that, and its platform."""
+    config = json.loads(image.config)
+    python = labels(image).get(f"{_OURS}python")
+    return (f"Python {python} on " if python else "") + f"{config['os']}/{config['architecture']}"
 
 
 def start(image: Image) -> tuple[tuple[str, ...], str]:

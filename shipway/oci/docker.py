@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from shipway.artifacts import Descriptor, Digest, ImageRef
 from shipway.console import Tell
-from shipway.errors import DockerFailed, DockerMissing, ImageError
+from shipway.errors import DockerFailed, DockerMissing, ImageError, NotBuilt
 from shipway.oci.archive import CHUNK
 from shipway.oci.compose import CONFIG, MANIFEST, TAR, TAR_GZIP, Source, blob_entry, canonical
 from shipway.oci.dockerfile import NAME, Recipe
@@ -37,15 +37,20 @@ Connect = Callable[[], contextlib.AbstractContextManager[Any]]
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def built(recipe: Recipe, *, connect: Connect, images: Images, cache: Path, tell: Tell) -> ImageRef:
+def built(
+    recipe: Recipe, *, connect: Connect, images: Images, cache: Path, tell: Tell, may_build: bool = True
+) -> ImageRef:
     """Return the image that a recipe makes, built by Docker and stored in `images` unless it is there.
 
-    Raises `DockerMissing`, `DockerFailed`, and what `images` raises.
+    Raises `DockerMissing`, `DockerFailed`, `NotBuilt` where it may not be built, and what `images` raises.
     """
     name = _NAME.format(recipe.key)
     if digest := images.tagged(name):
         return ImageRef(repository=images.repository, digest=digest)
-    tell.say(_STAGE, f"docker builds {NAME}" + (f", stage {recipe.stage}" if recipe.stage else ""))
+    what = NAME + (f", stage {recipe.stage}" if recipe.stage else "")
+    if not may_build:
+        raise NotBuilt(f"{what}: would be built by Docker, since {images.repository} has not got it")
+    tell.say(_STAGE, f"docker builds {what}")
     with staging(cache) as folder:
         archive = folder / "image.tar"
         with connect() as api:

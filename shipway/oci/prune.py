@@ -32,6 +32,7 @@ from shipway.oci.images import Images, document, read_image
 from shipway.oci.referrers import attached, name_for, subject_of
 
 GRACE_S = 7200.0
+_TAGS_LAST_S = 30.0  # so long a list of all tags is believed while images are deleted
 _SPARE_NAME = re.compile(r"(layers|base|loadtest)-[0-9a-f]{16,64}")
 
 _In = TypeVar("_In")
@@ -224,8 +225,9 @@ def carry_out(
     """
     going: list[Stored] = []
     staying = list(verdict.staying)
+    tags = _Tags(images, verdict, clock)
     for each in verdict.going:
-        why = in_use().get(each.digest) or _why_after_all(images, each, verdict, staying, clock())
+        why = in_use().get(each.digest) or _why_after_all(images, each, tags, staying, clock())
         if why:
             tell.warn(f"{each.digest} stays: {why}")
             staying.append(replace(each, why=why))
@@ -244,16 +246,34 @@ def told(each: Stored) -> str:
     return f"{compose.version(each.image)}, {each.digest}" if each.image else f"{each.kind} {each.digest}{names}"
 
 
-def _why_after_all(
-    images: Images, each: Stored, verdict: Verdict, staying: Sequence[Stored], now_s: float
-) -> str | None:
+class _Tags:
+    """Which images the tags mean, but for build ids: looked at anew when that was half a minute ago."""
+
+    def __init__(self, images: Images, verdict: Verdict, clock: Callable[[], float]) -> None:
+        self._images = images
+        self._clock = clock
+        self._builds = {
+            name
+            for each in (*verdict.going, *verdict.staying)
+            if each.image
+            for name in each.names & {each.image.build}
+        }
+        self._meant: list[tuple[str, Digest]] = []
+        self._looked_at = float("-inf")
+
+    def of(self, digest: Digest) -> set[str]:
+        if self._clock() - self._looked_at > _TAGS_LAST_S:
+            self._looked_at = self._clock()
+            names = [name for name in self._images.names() if is_image_name(name) and name not in self._builds]
+            self._meant = _resolved(self._images, names)
+        return {name for name, meant in self._meant if meant == digest}
+
+
+def _why_after_all(images: Images, each: Stored, tags: _Tags, staying: Sequence[Stored], now_s: float) -> str | None:
     """Look again right before a deletion: a tag may have come, or another push."""
     if each.image is None:
         return _why_it_stays(_dated(each, images) if each.kind == "generator" else each, {}, staying, now_s)
-    builds = {name for one in (*verdict.going, *verdict.staying) if one.image for name in one.names & {one.image.build}}
-    others = (name for name in images.names() if is_image_name(name) and name not in builds)
-    names = {name for name in others if images.tagged(name) == each.digest}
-    return _why_named(each.image, names) or _why_young(
+    return _why_named(each.image, tags.of(each.digest)) or _why_young(
         replace(each, pushed_s=evidence.pushed_s(images, each.digest)), now_s
     )
 

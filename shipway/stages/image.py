@@ -54,9 +54,11 @@ def compose(
     proc: Run,
     tell: Tell,
     allow_dirty: bool,
+    may_build: bool = True,
 ) -> Composed:
     """Compose the image of a snapshot and a model.
 
+    Raises `NotBuilt` where Docker would have to build something, and `may_build` says no.
     Raises `DirtyTree` unless `allow_dirty`, `BaseRefused`, `DependenciesFailed`, `ImageError`;
     where a Dockerfile is to be built, `DockerMissing` and what `images` raises.
     """
@@ -74,14 +76,21 @@ def compose(
         open_images=places.open,
         advance=places.unless_left,
     )
-    build = partial(docker.built, connect=partial(docker.daemon, environ), images=images, cache=cache, tell=tell)
+    build = partial(
+        docker.built,
+        connect=partial(docker.daemon, environ),
+        images=images,
+        cache=cache,
+        tell=tell,
+        may_build=may_build,
+    )
     lock = _lock(settings.image.requirements, checkout, snapshot, "[image] requirements")
     if settings.image.builder == "docker":
         recipe = dockerfile.whole(
             checkout, snapshot.tree, target, settings.image.build_args, model=model, objects=model_objects
         )
         ground = read(str(build(recipe)), is_whole=True)
-        image = parts.adopt(ground.base, model=model, settings=settings, snapshot=snapshot)
+        image = parts.adopt(ground.base, model=model, settings=settings, snapshot=snapshot, python=target.python)
         tell.say(STAGE, _summary(image))
         return Composed(image=image, lock=lock, sources=ground.sources, known=ground.known)
     base = settings.image.base
@@ -101,6 +110,7 @@ def compose(
         settings=settings,
         snapshot=snapshot,
         weights=made.weights,
+        python=target.python,
     )
     tell.say(STAGE, _summary(image))
     return Composed(

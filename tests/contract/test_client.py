@@ -16,6 +16,7 @@ from shipway import __version__
 from shipway.oci.address import Url
 from shipway.oci.client import Client, NoAnswer, Request
 from shipway.oci.reference import Reference
+from tests.silence import swallowing
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 FAR = Reference(host="registry.example", path="x")  # not loopback: the environment's proxies count
@@ -198,31 +199,15 @@ def test_wait_for_an_answer_ends_when_the_client_is_abandoned(client: Client) ->
         assert _taken(10, lambda: _fails(client, server.url())) < 5
 
 
-@contextlib.contextmanager
-def _swallowing() -> Iterator[int]:
-    """Give the port of a listener whose queue is full: the kernel drops who would connect, without a word."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port = listener.getsockname()[1]
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
-        time.sleep(0.1)
-        yield port
-
-
 def test_connecting_ends_when_the_client_is_abandoned_and_nobody_answers(client: Client) -> None:
-    with _swallowing() as port:
+    with swallowing() as port:
         threading.Timer(0.3, client.abandon).start()
 
         assert _taken(10, lambda: _fails(client, Url.parse(f"http://127.0.0.1:{port}/"))) < 5
 
 
 def test_connecting_ends_in_time_when_nobody_answers(client: Client) -> None:
-    with _swallowing() as port, pytest.raises(NoAnswer, match="ConnectError: nobody answers there"):
+    with swallowing() as port, pytest.raises(NoAnswer, match="ConnectError: nobody answers there"):
         client.send(Request(method="GET", url=Url.parse(f"http://127.0.0.1:{port}/"), timeout_s=20, connect_s=0.3))
 
 

@@ -117,6 +117,16 @@ def test_base_of_the_dockerfile_is_built_once_when_several_machines_use_it(
         assert container.exec_run(["id", "-un"]).output == b"service\n"
 
 
+def test_plan_builds_nothing_when_docker_would_have_to_build(sample: Project, docker: Daemon) -> None:
+    nowhere = {"SHIPWAY_IMAGE_BASE": "Dockerfile", "DOCKER_HOST": "unix:///nowhere"}
+    project = _with_dockerfile(sample, docker, "3.11", **nowhere)
+
+    planned, told = project.invoke("plan", SHIPWAY_IMAGE_BUILD_ARGS='{PYTHON_IMAGE = "nobody/built:this"}')
+
+    assert "image     Dockerfile, stage base: would be built by Docker, since" in planned
+    assert "docker" not in told
+
+
 def test_push_says_what_to_do_when_no_docker_answers(sample: Project, docker: Daemon) -> None:
     project = _with_dockerfile(sample, docker, "3.11", SHIPWAY_IMAGE_BASE="Dockerfile", DOCKER_HOST="unix:///nowhere")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -226,6 +227,39 @@ def test_no_login_is_sent_when_a_blob_is_redirected_to_another_host(guarded: She
 
     assert (len(data), storage.sent_bytes()) == (size_of(made, BIG), size_of(made, BIG))
     assert [call for call in storage.calls if "authorization" in call.headers] == []
+
+
+MOUNT = r"^POST .*[?&]mount="
+
+
+@pytest.mark.parametrize("status", [None, 400, 403, 404, 405, 500, 503], ids=str)
+def test_blob_is_mounted_or_else_sent_when_another_repository_has_it(shelf: Shelf, status: int | None) -> None:
+    made = composed()
+    layer = made.image.layers[0].descriptor
+    source, origin = made.sources[layer.digest], replace(shelf, name=f"{shelf.name}-origin")
+    with origin.repository() as images:
+        images.add(layer, source)
+    shelf.proxy.forget()
+    if status:
+        shelf.proxy.script(Fault(on=MOUNT, act=proxies.status(status), times=99))
+
+    with shelf.repository() as images:
+        sent = images.add(layer, source, origins=[origin.name])
+        there = b"".join(images.pieces(layer))
+
+    assert (sent, there) == (layer.size_bytes if status else 0, b"".join(source()))
+    assert len(shelf.proxy.found(MOUNT)) == 1
+
+
+def test_blob_is_sent_in_the_session_that_a_registry_opened_instead_of_mounting(shelf: Shelf) -> None:
+    made = composed()
+    layer = made.image.layers[0].descriptor
+
+    with shelf.repository() as images:
+        sent = images.add(layer, made.sources[layer.digest], origins=["nobody/has-it"])
+
+    assert sent == layer.size_bytes
+    assert [call.status for call in shelf.proxy.found(BEGIN)] == [202]
 
 
 # -- blobs that are not there ------------------------------------------------------------------

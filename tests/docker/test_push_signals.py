@@ -27,6 +27,7 @@ from tests.docker.proxy import (
     Fault,
 )
 from tests.docker.shelf import Shelf
+from tests.silence import swallowing
 from tests.system.shop import Shop, open_shop
 
 STEPS = {
@@ -163,6 +164,21 @@ def test_push_ends_within_two_seconds_when_it_is_interrupted_in(
     assert _sessions(shelf, "PATCH") <= _sessions(shelf, "(GET|DELETE|PUT)"), "what was begun is ended"
     finished = shop.make(*victim.flags, "--model-size", str(MODEL_BYTES))
     assert (shelf.tags()["tested"], shelf.wrongs()) == (finished["digest"], [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_push_ends_within_two_seconds_when_it_is_interrupted_while_nobody_lets_it_connect(
+    shop: Shop, number: signal.Signals
+) -> None:
+    with swallowing() as port:
+        process = shop.start("--repository", f"127.0.0.1:{port}/shop/small")
+        time.sleep(2)  # until it connects: nobody can see that
+        hit_at = time.monotonic()
+        process.send_signal(number)
+
+        shop.end(process, code=130)
+
+    assert time.monotonic() - hit_at < 2
 
 
 def _sessions(shelf: Shelf, method: str) -> set[str]:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 
+from shipway.artifacts import Digest
+from shipway.oci.compose import CONFIG, MANIFEST, TAR, blob_entry, canonical
+from shipway.oci.images import described, read_image
+from shipway.tarball import Entry, collect
+from tests.docker import client, walk
 from tests.docker.proxy import Proxy
 from tests.docker.registries import Registry
 from tests.system import project as projects
 from tests.system.project import Project, free_port
 from tests.system.referee import Referee
+from tests.system.shop import open_shop
 
 SMALL_BYTES = 20_000  # what a release may send besides the layer that changed
 
@@ -129,6 +139,110 @@ def test_release_sends_nothing_when_nothing_changed(adder: Project, proxy: Proxy
 
     assert again["outcome"] == "unchanged"
     assert proxy.received_bytes() == 0
+
+
+def test_newest_tested_image_is_shown_when_none_is_named(adder: Project) -> None:
+    built = adder.facts("build")
+
+    shown = adder.facts("image.show")
+
+    assert shown["digest"] == built["digest"]
+    assert shown["made_for"] == f"Python {sys.version_info[0]}.{sys.version_info[1]} on linux/{_machine()}"
+
+
+def test_base_is_mounted_when_it_is_in_the_same_registry(adder: Project, proxy: Proxy) -> None:
+    base, layer = _base(proxy.address)
+    proxy.forget()
+
+    pushed = adder.facts("push", SHIPWAY_IMAGE_BASE=base)
+
+    (mounted,) = proxy.found(rf"^POST .*mount={quote(layer, safe='')}")
+    assert (mounted.status, proxy.found(rf"^PUT .*digest={quote(layer, safe='')}")) == (201, [])
+    assert _layers(proxy.address, pushed)[0] == layer
+
+
+def test_base_is_copied_when_it_is_in_another_registry(
+    adder: Project, proxy: Proxy, running: Callable[[str], Registry]
+) -> None:
+    base, layer = _base(running("v3-open").address)
+    proxy.forget()
+
+    pushed = adder.facts("push", SHIPWAY_IMAGE_BASE=base)
+
+    (copied,) = proxy.found(rf"^PUT .*digest={quote(layer, safe='')}")
+    assert (copied.status, proxy.found("^POST .*mount=")) == (201, [])
+    assert _layers(proxy.address, pushed)[0] == layer
+    again = adder.facts("push", SHIPWAY_IMAGE_BASE=base)
+    assert again == pushed
+
+
+@pytest.mark.parametrize("kind", ["debian-token", "v3-token"])
+def test_release_is_served_when_the_registry_has_tls_and_a_token_service(
+    adder: Project, tmp_path: Path, running: Callable[[str], Registry], kind: str
+) -> None:
+    kept = adder.facts("build", SHIPWAY_PUSH_REPOSITORY="layout")  # with the index, which the way to *.test shuts off
+    registry = running(kind)
+    place = f"{registry.address}/{tmp_path.name.lower()}/adder"
+    reach = {name: registry.environ[name] for name in ("DOCKER_CONFIG", "HTTPS_PROXY")} | {"UV_OFFLINE": "1"}
+    settings = {"SHIPWAY_PUSH_REPOSITORY": place, "SHIPWAY_PUSH_AUTHORITY": str(registry.authority)}
+    adder.environ.update(reach | settings)
+
+    released = adder.facts("release")
+
+    assert (released["outcome"], released["current"]["digest"]) == ("released", kept["digest"])
+    assert adder.facts("status")["healthy"]
+    assert adder.facts("image.show")["image"] == f"{place}@{kept['digest']}"
+    assert adder.facts("build")["sent_bytes"] == 0
+    shown = adder.facts("doctor")
+    assert any("alice, from Docker's configuration" in str(finding) for finding in shown)
+
+
+def test_image_in_the_registry_is_the_same_when_everything_else_differs(
+    running: Callable[[str], Registry], tmp_path: Path
+) -> None:
+    shop, address = open_shop(tmp_path / "shop"), running("debian-open").address
+    one = shop.make("--repository", f"{address}/same/one")
+    odd = {"TZ": "Pacific/Auckland", "LC_ALL": "C", "PYTHONHASHSEED": "7", "UV_CACHE_DIR": str(tmp_path / "uv")}
+
+    other = shop.make("--repository", f"{address}/same/two", state=tmp_path / "state", umask=0o077, environ=odd)
+
+    assert walk.tags(address, "same/two")["tested"] == walk.tags(address, "same/one")["tested"] == one["digest"]
+    assert (other["digest"], other["sent"]) == (one["digest"], one["sent"])
+
+
+def _base(address: str) -> tuple[str, str]:
+    """Store a base of one small layer; return its reference, and the layer's digest."""
+    text = f"{address}\n".encode()
+    layer = collect([Entry(path="etc/issue", size_bytes=len(text), read=lambda: [text])])
+    config = canonical(
+        {"architecture": _machine(), "os": "linux", "rootfs": {"type": "layers", "diff_ids": [Digest.of(layer)]}}
+    )
+    blob = described(layer, TAR)
+    manifest = canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": blob_entry(described(config, CONFIG)),
+            "layers": [blob_entry(blob)],
+        }
+    )
+    registry = Registry(address=address, storage=Path(), log=Path())
+    with client.opened(registry, "bases/small") as images:
+        images.add(blob, lambda: [layer])
+        images.add(described(config, CONFIG), lambda: [config])
+        images.put(manifest, MANIFEST)
+        return f"{images.repository}@{Digest.of(manifest)}", blob.digest
+
+
+def _layers(address: str, pushed: Any) -> list[str]:
+    registry = Registry(address=address, storage=Path(), log=Path())
+    name = pushed["image"].partition("@")[0].partition("/")[2]
+    with client.opened(registry, name) as images:
+        return [layer.descriptor.digest for layer in read_image(images, Digest(pushed["digest"])).layers]
+
+
+def _machine() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
 def _spoil_models(project: Project) -> None:

@@ -135,7 +135,15 @@ def test_search_finds_a_secret_when_it_was_committed(planted: Planted) -> None:
 
 @pytest.mark.parametrize("login", ["environment", "docker"])
 def test_secrets_are_nowhere_when_an_image_was_built_and_looked_at(planted: Planted, login: str) -> None:
-    for words in (["build"], ["build", "--json"], ["plan"], ["config"], ["doctor"], ["image.show", "tested"]):
+    for words in (
+        ["build"],
+        ["build", "--json"],
+        ["plan"],
+        ["config"],
+        ["doctor"],
+        ["image.show"],
+        ["image.show", "--ref", "tested"],
+    ):
         planted.invoke(*words, SHIPWAY_PUSH_LOGIN=login)
 
     assert planted.found() == []

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,9 @@ class Project:
         assert process.returncode == exits, f"invoke {' '.join(words)} ended with {process.returncode}\n{out}{err}"
         return out, err
 
-    def facts(self, *words: str) -> Any:
+    def facts(self, *words: str, **environ: str) -> Any:
         """Run `invoke … --json` and return its result."""
-        return json.loads(self.invoke(*words, "--json")[0])
+        return json.loads(replace(self, environ=self.environ | environ).invoke(*words, "--json")[0])
 
     def outcomes(self) -> list[tuple[str, str | None]]:
         """Return (kind, outcome) of every attempt, oldest first."""

@@ -15,7 +15,7 @@ import pytest
 
 from shipway.artifacts import Digest
 from shipway.console import Console
-from shipway.errors import DockerFailed
+from shipway.errors import DockerFailed, NotBuilt
 from shipway.oci import compose, docker
 from shipway.oci.dockerfile import Recipe
 from shipway.oci.images import document
@@ -127,6 +127,22 @@ def test_docker_is_not_asked_when_the_image_is_there(layout: Layout) -> None:
     again = docker.built(_recipe(), connect=refuse, images=layout, cache=layout.folder, tell=Console(err=io.StringIO()))
 
     assert again.digest == first
+
+
+def test_docker_is_not_asked_when_nothing_may_be_built(layout: Layout) -> None:
+    def build(*, may_build: bool) -> Any:
+        return docker.built(
+            _recipe(),
+            connect=lambda: pytest.fail("nobody may be asked"),
+            images=layout,
+            cache=layout.folder.parent / "cache",
+            tell=Console(err=io.StringIO()),
+            may_build=may_build,
+        )
+
+    with pytest.raises(NotBuilt, match="Dockerfile, stage base: would be built by Docker"):
+        build(may_build=False)
+    assert list(layout.names()) == []
 
 
 def test_equal_layers_are_both_there_when_docker_links_them(layout: Layout) -> None:

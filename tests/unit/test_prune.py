@@ -316,3 +316,21 @@ def test_registry_is_told_of_when_it_takes_no_deletions(shelf: Repository, fake:
 
     assert "REGISTRY_STORAGE_DELETE_ENABLED=true" in caught.value.next
     assert shelf.read(old.digest) == old.manifest
+
+
+def test_tags_are_listed_once_when_many_images_are_deleted(fake: FakeRegistry, shelf: Repository) -> None:
+    for name in ("1", "2", "3", "4", "5"):
+        pushed(shelf, name)
+    used = pushed(shelf, "6")
+    began = len(fake.calls)
+    verdict = _verdict(shelf, used.digest)
+    looked = len(fake.calls)
+
+    done = _carry_out(shelf, verdict, used.digest)
+
+    assert len(done.going) == 5
+    assert _lists(fake.calls[looked:]) == _lists(fake.calls[began:looked]) > 0
+
+
+def _lists(calls: list[str]) -> int:
+    return sum("/tags/list" in call for call in calls)
