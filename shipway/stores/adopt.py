@@ -24,7 +24,7 @@ from shipway.errors import ModelCorrupt, ModelRefused
 from shipway.proc import Run
 from shipway.stores import durable, golden, safety, transfer
 from shipway.stores.cache import Cache
-from shipway.stores.catalogue import draft
+from shipway.stores.drafting import draft
 from shipway.stores.manifest import ModelVersion, check_path, measured
 from shipway.stores.transfer import Source
 

@@ -1,4 +1,4 @@
-"""The catalogue of models: publish, list, resolve, promote, pull.
+"""The catalogue of models: publish, list, resolve, promote, pull, copy, sweep.
 
 Owns the layout of a store (docs/design.md) and the order of writes that makes it safe:
 
@@ -18,18 +18,14 @@ of the same command does not finish.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import heapq
-import json
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,27 +39,24 @@ from shipway.errors import (
     ModelError,
     ModelMissing,
     ModelRefused,
-    ModelUntrusted,
     StoreRefused,
 )
 from shipway.proc import Run
-from shipway.stores import durable, golden, manifest, notices, places, safety, signing, sweep, transfer
+from shipway.stores import durable, golden, manifest, notices, places, safety, sweep, transfer
 from shipway.stores.cache import Cache
-from shipway.stores.manifest import File, Golden, LayerSize, ModelVersion, Move
+from shipway.stores.drafting import draft, promised, read_unchanged
+from shipway.stores.manifest import ModelVersion, Move
 from shipway.stores.objects import Blob, Store, Stored
 from shipway.stores.signing import Keys, PublicKey
 from shipway.stores.sweep import Rule, Swept
+from shipway.stores.vouchers import Vouchers
 from shipway.tarball import Entry
 
 LATEST = "latest"
 _PUBLISHED = "published"
 _NO_CACHE = Path("/nonexistent")  # every byte comes from the store
 _NEIGHBOURS = 64  # publishers at once
-_CARD = "card.md"
-_PREPROCESSING = "preprocessing.json"
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-_SIGNATURE = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.json")
-_CLAIMED = {"version", "publisher", "commit", "created"}  # what two publishers of one content may say differently
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +107,7 @@ class Catalogue:
         self._swaps = swaps
         self._cache_bytes = cache_bytes
         self._run = run
-        self._keys = keys or Keys()
+        self._vouchers = Vouchers(store, keys or Keys())
         self._now = now
         self._pause = pause
 
@@ -141,7 +134,7 @@ class Catalogue:
         is not published again. Raises `ModelRefused` and `GoldenFailed`, and `ModelUntrusted`
         where it would be signed by nobody whose word counts here.
         """
-        self._require_signer()
+        self._vouchers.require_signer()
         name, aliases = _name(name), [_alias(alias) for alias in aliases]
         if unfit := [key for key, value in (metrics or {}).items() if not math.isfinite(value)]:
             raise ModelError(f"the metric {unfit[0]} is no finite number")
@@ -180,7 +173,7 @@ class Catalogue:
             if self._is_whole(key, file):
                 continue
             with tell.progress("model", file.path, file.size_bytes) as advance:
-                pieces = _counted(_read_unchanged(folder, file), advance)
+                pieces = _counted(read_unchanged(folder, file), advance)
                 self._store.put(key, pieces, size_bytes=file.size_bytes)
         return missing
 
@@ -210,7 +203,7 @@ class Catalogue:
             tries, newest = tries + 1, newest + 1
             version = draft.model_copy(update={"version": newest})
             data = manifest.encoded(version)
-            signature = self._sign(data, version)
+            signature = self._vouchers.sign(data, version)
             if self._store.create(places.manifest(name, newest), data):
                 return Published(version=version, created=True)
             if signature:  # somebody else has the number: nothing shall vouch for what is not there
@@ -239,42 +232,8 @@ class Catalogue:
             return None
         if known.digest != draft.digest:
             return None
-        signer = self._keys.signer
-        if signer and not self._is_signed(data, known, signer.public):
-            if not (differs := _differs(known, draft)):
-                self._sign(data, known)
-            elif not self._is_vouched_for(known):
-                raise ModelUntrusted(
-                    f"version {number} of {draft.name} holds this content already, but with other {differs}, "
-                    f"and {signer.public} does not vouch for that",
-                    advice="publish with the same --metric as then to sign it",
-                )
+        self._vouchers.sign_known(data, known, draft)
         return known
-
-    def _sign(self, data: bytes, version: ModelVersion) -> str | None:
-        """Store the signature of a manifest, which may be yet to come; return its key, if anything signs."""
-        if self._keys.signer is None:
-            return None
-        key = _signature(data, version, self._keys.signer.public)
-        self._keep(key, signing.signed(data, version, self._keys.signer))
-        return key
-
-    def _keep(self, key: str, envelope: bytes) -> None:
-        """Store a signature; one that is damaged is replaced."""
-        while not self._store.create(key, envelope):
-            stored = self._store.read(key)
-            if stored and (stored.data == envelope or self._store.replace(key, envelope, etag=stored.etag)):
-                return
-
-    def _require_signer(self) -> None:
-        """Raise `ModelUntrusted` before anything is written that nobody here would take."""
-        signer, trusted = self._keys.signer, self._keys.trusted
-        if trusted and not (signer and signer.public in trusted):
-            who = f"the signing key is {signer.public}, which is none of them" if signer else "there is no signing key"
-            raise ModelUntrusted(
-                f"this environment takes what [model] trusted_keys signed, and {who}",
-                advice="name the file of a trusted private key in [model] signing_key",
-            )
 
     def _point(self, alias: str, version: ModelVersion, *, who: str, why: str) -> None:
         """Move an alias to a version that was just published; `latest` never moves back."""
@@ -317,13 +276,11 @@ class Catalogue:
 
     def signers(self, name: str, which: int | str) -> tuple[PublicKey, ...]:
         """Return whose signatures of a version hold, trusted or not."""
-        data, version = self._read_version(name, self._pinned(_name(name), which))
-        found = [key for hashed, key in self._signatures(version) if hashed == _hex(data)]
-        return tuple(key for key in found if self._is_signed(data, version, key))
+        return self._vouchers.signers(*self._read_version(name, self._pinned(_name(name), which)))
 
     def _trusted(self, name: str, which: int | str) -> tuple[bytes, ModelVersion]:
         data, version = self._read_version(name, self._pinned(_name(name), which))
-        self._require_trust(data, version)
+        self._vouchers.require_trust(data, version)
         return data, version
 
     def _read_version(self, name: str, number: int) -> tuple[bytes, ModelVersion]:
@@ -333,48 +290,6 @@ class Catalogue:
             raise ModelMissing(f"{self} has no version {number} of {name}{self._known(name)}")
         where = f"{self}/{places.manifest(name, number)}"
         return stored.data, manifest.parse(stored.data, name=name, version=number, where=where)
-
-    def _require_trust(self, data: bytes, version: ModelVersion) -> None:
-        reasons = []
-        for key in self._keys.trusted:
-            stored = self._store.read(_signature(data, version, key))
-            try:
-                if stored:
-                    signing.check(stored.data, data, version, key)
-                    return
-            except ValueError as error:
-                reasons.append(f"its signature by {key} {error}")
-        if self._keys.trusted:
-            why = "; ".join(reasons) or self._who_signed(data, version)
-            raise ModelUntrusted(f"version {version.version} of {version.name} in {self} is refused: {why}")
-
-    def _who_signed(self, data: bytes, version: ModelVersion) -> str:
-        """Say what there is in place of a trusted signature."""
-        found = self._signatures(version)
-        if altered := [key for hashed, key in found if hashed != _hex(data) and key in self._keys.trusted]:
-            return f"it is not what {altered[0]} signed: its manifest was altered or exchanged"
-        if others := [str(key) for hashed, key in found if hashed == _hex(data)]:
-            return f"it is signed by {', '.join(others)}, and [model] trusted_keys has none of them"
-        return "it is not signed"
-
-    def _is_vouched_for(self, version: ModelVersion) -> bool:
-        """Whether somebody's signature holds: a trusted one's where any are trusted."""
-        signers = self.signers(version.name, version.version)
-        return any(key in self._keys.trusted for key in signers) if self._keys.trusted else bool(signers)
-
-    def _is_signed(self, data: bytes, version: ModelVersion, key: PublicKey) -> bool:
-        stored = self._store.read(_signature(data, version, key))
-        with contextlib.suppress(ValueError):
-            if stored:
-                signing.check(stored.data, data, version, key)
-                return True
-        return False
-
-    def _signatures(self, version: ModelVersion) -> list[tuple[str, PublicKey]]:
-        """Return what is stored as signatures under a version's number: of which manifest, by whom."""
-        names = self._store.children(f"{version.name}/signatures/{version.version}")
-        found = (_SIGNATURE.fullmatch(name) for name in sorted(names))
-        return [(match[1], PublicKey(bytes.fromhex(match[2]))) for match in found if match]
 
     def resolve(self, name: str, which: int | str) -> Model:
         """Pin a version by number or alias; its files are there, in the right sizes."""
@@ -441,7 +356,7 @@ class Catalogue:
         wrong = ModelCorrupt(f"{file.path} in {self}: the bytes that came are not those of {file.digest}")
         if found:
             return durable.read(found)
-        return _promised(transfer.ahead(Blob(self._store, self._key_of(model, file)), file.size_bytes), file, wrong)
+        return promised(transfer.ahead(Blob(self._store, self._key_of(model, file)), file.size_bytes), file, wrong)
 
     # -- aliases -------------------------------------------------------------------------
 
@@ -577,9 +492,8 @@ class Catalogue:
                     pieces = _counted(source._read(model, file, cache=_NO_CACHE), advance)
                     self._store.put(places.blob(name, file.digest), pieces, size_bytes=file.size_bytes)
                 sent_bytes += file.size_bytes
-            for public in source.signers(name, number):
-                self._keep(signature := _signature(data, version, public), source._data(signature))
-            self._require_trust(data, version)
+            self._vouchers.copy(source._vouchers, data, version)
+            self._vouchers.require_trust(data, version)
             created = self._store.create(key, data)
             if not created and self._data(key) != data:
                 raise _taken(self, source, version)
@@ -633,80 +547,10 @@ class Catalogue:
         return f"; it has {', '.join(self.names()) or 'no model at all'}"
 
 
-def draft(
-    folder: Path,
-    files: tuple[ModelFile, ...],
-    signature: manifest.Signature,
-    *,
-    name: str,
-    publisher: str,
-    commit: str | None,
-    metrics: Mapping[str, float],
-    created: datetime,
-) -> ModelVersion:
-    """Return the manifest but for its number, which is taken last."""
-    digest = manifest.set_digest(files)
-    paths = {file.path for file in files}
-    tar = manifest.layer(files, digest, lambda file: _read_unchanged(folder, file))
-    layer_digest, layer_bytes = manifest.measured(tar)
-    return ModelVersion(
-        name=name,
-        version=1,
-        digest=digest,
-        files=tuple(File(path=file.path, digest=file.digest, size_bytes=file.size_bytes) for file in files),
-        inputs=signature.inputs,
-        outputs=signature.outputs,
-        preprocessing=_json_object(folder / _PREPROCESSING) if _PREPROCESSING in paths else None,
-        golden=Golden(
-            tensors=_cases(paths, golden.TENSORS, ".npz"), exchanges=_cases(paths, exchanges.FOLDER, ".json")
-        ),
-        metrics=dict(metrics),
-        card=_CARD if _CARD in paths else None,
-        publisher=publisher,
-        commit=commit,
-        created=created,
-        layer=LayerSize(digest=layer_digest, size_bytes=layer_bytes),
-    )
-
-
-def _read_unchanged(folder: Path, file: ModelFile) -> Iterator[bytes]:
-    """Yield a file of the folder, and see that it is still the one that was inspected."""
-    path = folder / file.path
-    changed = ModelRefused(f"{path} changed while it was published", advice="publish again once it is finished")
-    try:
-        yield from _promised(durable.read(path), file, changed)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _promised(pieces: Iterable[bytes], file: ModelFile, otherwise: ModelError) -> Iterator[bytes]:
-    hashed, held = hashlib.sha256(), 0
-    for piece in pieces:
-        hashed.update(piece)
-        held += len(piece)
-        if held > file.size_bytes:
-            raise otherwise
-        yield piece
-    if hashed.hexdigest() != file.digest.hex:
-        raise otherwise
-
-
 def _counted(pieces: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
     for piece in pieces:
         yield piece
         advance(len(piece))
-
-
-def _cases(paths: Iterable[str], folder: str, suffix: str) -> tuple[str, ...]:
-    found = (Path(path) for path in paths if path.endswith(suffix))
-    return tuple(sorted(path.stem for path in found if str(path.parent) == folder))
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text("utf-8"))
-    if not isinstance(value, dict):
-        raise ModelRefused(f"{path} is refused: it is no JSON object")
-    return value
 
 
 def _ordered(moves: Iterable[Move]) -> tuple[Move, ...]:
@@ -738,20 +582,6 @@ def _taken(target: Catalogue, source: Catalogue, version: ModelVersion) -> Model
 
 def _by_hash(model: Model, file: ModelFile) -> str:
     return places.blob(model.name, file.digest)
-
-
-def _signature(data: bytes, version: ModelVersion, key: PublicKey) -> str:
-    return places.signature(version.name, version.version, Digest.of(data), key.id)
-
-
-def _hex(data: bytes) -> str:
-    return Digest.of(data).hex
-
-
-def _differs(known: ModelVersion, draft: ModelVersion) -> str:
-    """Say in what a published version differs from what was just measured, besides who said it and when."""
-    pairs = zip(known, draft, strict=True)
-    return ", ".join(name for (name, one), (_, other) in pairs if name not in _CLAIMED and one != other)
 
 
 def _name(text: str) -> str:
