@@ -13,7 +13,7 @@ from shipway.console import Console
 from shipway.errors import LoginMissing, NotConfigured, StoreRefused, StoreUnreachable
 from shipway.stores import open_catalogue
 from tests import model_folder
-from tests.catalogue_contract import CatalogueContract, Open
+from tests.catalogue_contract import CatalogueBasics, Open
 from tests.stores.tracking import Tracking
 from tests.stores.workspace import SCOPE, Workspace
 from tests.stores.workspace import workspace as start_workspace
@@ -37,7 +37,7 @@ def workspace(running_workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> 
     return running_workspace
 
 
-class TestCatalogue(CatalogueContract):
+class TestCatalogue(CatalogueBasics):
     @pytest.fixture
     def opens(self, workspace: Workspace, tmp_path: Path) -> Open:
         return partial(open_catalogue, workspace.address, root=tmp_path, access=workspace.access())

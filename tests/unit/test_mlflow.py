@@ -1,0 +1,271 @@
+"""A registry of MLflow, as a script of answers: what no real server does on request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from json import dumps, loads
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from shipway import entra
+from shipway.console import Console
+from shipway.errors import ModelRefused, NotConfigured, StoreRefused
+from shipway.proc import Proc
+from shipway.stores import open_catalogue
+from shipway.stores.adopt import Adopter, Registered
+from shipway.stores.artifacts import Proxied
+from shipway.stores.mlflow import Mlflow
+from shipway.stores.objects import Access, Found
+from shipway.stores.patience import Clock
+from shipway.stores.rest import Entra, Rest, Variables
+
+BASE = httpx.URL("https://mlflow.example/team")
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def said(status: int, *, json: Any = None, text: str = "", headers: Mapping[str, str] | None = None) -> httpx.Response:
+    """An answer whose body is still to be read, as one from the network."""
+    body = text.encode() if json is None else dumps(json).encode()
+    return httpx.Response(status, stream=httpx.ByteStream(body), headers=headers)
+
+
+def rest(answer: Answer, *, environ: Mapping[str, str] | None = None, waits: list[float] | None = None) -> Rest:
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    clock = Clock(sleep=(waits if waits is not None else []).append)
+    return Rest(BASE, client=client, login=Variables(Access(environ=environ or {})), clock=clock)
+
+
+def registry(answer: Answer, folder: Path) -> Mlflow:
+    way = rest(answer)
+    adopter = Adopter(cache=folder, run=Proc(), tell=Console())
+    return Mlflow(way, Proxied(way), address="mlflow+https://mlflow.example/team", adopter=adopter, warn=print)
+
+
+class Versions:
+    """Answers searches in pages of `page`, in whatever order the versions are given."""
+
+    def __init__(self, numbers: list[int], *, page: int, again: bool = False) -> None:
+        self.numbers = numbers
+        self.page = page
+        self.again = again
+        self.asked: list[httpx.URL] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url)
+        assert request.url.path == "/team/api/2.0/mlflow/model-versions/search"
+        start = int(request.url.params.get("page_token", 0))
+        tags = [{"key": "shipway.digest", "value": "x"}, {"key": "shipway.manifest", "value": "y"}]
+        found = [
+            {"version": str(number), "name": "adds", "tags": tags, "creation_timestamp": 1}
+            for number in self.numbers[start : start + self.page]
+        ]
+        more = start + self.page < len(self.numbers)
+        token = str(start) if self.again and start else str(start + self.page) if more else ""
+        return said(200, json={"model_versions": found, "next_page_token": token})
+
+
+def test_numbers_are_of_all_pages(tmp_path: Path) -> None:
+    server = Versions(list(range(1, 8)), page=3)
+
+    assert registry(server, tmp_path).children("adds/versions") == [f"{number}.json" for number in range(1, 8)]
+    assert [url.params.get("page_token") for url in server.asked] == [None, "3", "6"]
+    assert server.asked[0].params["filter"] == "name='adds'"
+
+
+def test_numbers_end_when_a_server_gives_the_same_page_for_ever(tmp_path: Path) -> None:
+    server = Versions(list(range(1, 8)), page=3, again=True)
+
+    assert len(registry(server, tmp_path).children("adds/versions")) == 6
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("numbers", [[9, 8, 7], [7, 8, 9], [8, 9, 7]])
+def test_latest_is_the_highest_number_in_whatever_order_they_come(tmp_path: Path, numbers: list[int]) -> None:
+    stored = registry(Versions(numbers, page=20), tmp_path).read("adds/aliases/latest.json")
+
+    assert stored is not None
+    assert loads(stored.data)["version"] == 9
+
+
+def test_latest_is_one_request_when_the_server_sorts(tmp_path: Path) -> None:
+    server = Versions(list(range(500, 0, -1)), page=20)
+
+    assert registry(server, tmp_path).read("adds/aliases/latest.json") is not None
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("key", ["a//b", "../a", "a/./b", "a/b\0"])
+def test_a_key_that_is_none_is_refused(tmp_path: Path, key: str) -> None:
+    def nobody(request: httpx.Request) -> httpx.Response:
+        raise AssertionError(request)
+
+    with pytest.raises(ValueError, match="not a key"):
+        registry(nobody, tmp_path).read(key)
+
+
+# -- addresses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("mlflow+http://mlflow.example", "is not https, and mlflow.example is not this machine"),
+        ("mlflow+ftp://host", "is no registry of MLflow"),
+        ("mlflow+https://", "is no registry of MLflow"),
+        ("mlflow+https://ada:s3cret@host", "is no registry of MLflow"),
+    ],
+)
+def test_an_address_is_not_configured_when_it_is_none_or_not_safe(address: str, why: str) -> None:
+    with pytest.raises(NotConfigured, match=re.escape(why)) as caught:
+        open_catalogue(address)
+
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("mlflow-artifacts:/1/r/artifacts/model", "1/r/artifacts/model"),
+        ("mlflow-artifacts://mlflow.example/1/r/artifacts", "1/r/artifacts"),
+        ("https://mlflow.example/team/api/2.0/mlflow-artifacts/artifacts/1/r", "1/r"),
+    ],
+)
+def test_place_is_below_the_servers_own_root(uri: str, path: str) -> None:
+    assert Proxied(rest(lambda _request: said(500))).place(uri) == path
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/1/r",
+        "file:///etc",
+        "/etc",
+        "mlflow-artifacts://elsewhere.example/1/r",
+        "https://elsewhere.example/team/api/2.0/mlflow-artifacts/artifacts/1",
+        "http://mlflow.example/team/api/2.0/mlflow-artifacts/artifacts/1",
+        "mlflow-artifacts:/1/../2",
+        "mlflow-artifacts:",
+        "",
+    ],
+)
+def test_place_is_refused_when_it_is_elsewhere(uri: str) -> None:
+    with pytest.raises(StoreRefused, match="which this server does not hand out"):
+        Proxied(rest(lambda _request: said(500))).place(uri)
+
+
+# -- answers ---------------------------------------------------------------------------------
+
+
+def test_ask_waits_as_the_server_says_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([said(503, headers={"Retry-After": "4"}), said(200, json={"a": 1})])
+    waits: list[float] = []
+
+    told = rest(lambda _request: next(answers), waits=waits).ask("GET", "/x")
+
+    assert (told, waits) == ({"a": 1}, [4])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ask_says_so_when_a_page_for_people_comes() -> None:
+    with pytest.raises(StoreRefused, match=r"GET https://mlflow\.example/team/x: the answer is no JSON"):
+        rest(lambda _request: said(200, text="<html>Log in</html>")).ask("GET", "/x", query={"key": "s3cret"})
+
+
+def test_ask_tells_the_servers_words_in_one_line_without_control_characters() -> None:
+    words = {"error_code": "INVALID_PARAMETER_VALUE", "message": "bad\n\x1b[31mname" + "!" * 1000}
+
+    with pytest.raises(StoreRefused) as caught:
+        rest(lambda _request: said(400, json=words)).ask("GET", "/x")
+
+    first = caught.value.message
+    assert first.startswith("GET https://mlflow.example/team/x was answered 400 INVALID_PARAMETER_VALUE (bad [31mname!")
+    assert "\n" not in first
+    assert len(first) < 450
+
+
+def test_ask_gives_nothing_when_there_is_no_such_thing() -> None:
+    absent = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no run"}
+
+    assert rest(lambda _request: said(404)).ask("GET", "/x") is None
+    assert rest(lambda _request: said(400, json=absent)).ask("GET", "/x") is None
+
+
+def test_another_servers_address_gets_no_login() -> None:
+    seen: list[tuple[str, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, request.headers.get("authorization")))
+        return said(200, json={})
+
+    way = rest(answer, environ={"MLFLOW_TRACKING_TOKEN": "s3cret"})
+    for where in ("/x", httpx.URL("https://blobs.example/x?sig=1")):
+        with way.opened("GET", where):
+            pass
+
+    assert seen == [("mlflow.example", "Bearer s3cret"), ("blobs.example", None)]
+
+
+def test_entras_token_is_asked_again_shortly_before_its_end() -> None:
+    lives = iter([200, 4000, 4000])
+    asked: list[str] = []
+
+    def get_token(scope: str) -> SimpleNamespace:
+        asked.append(scope)
+        return SimpleNamespace(token=f"t{len(asked)}", expires_on=datetime.now(UTC).timestamp() + next(lives))
+
+    who = entra.Identity(name="Some", advice="", make=lambda _name: SimpleNamespace(get_token=get_token))
+    login = Entra(who, "scope")
+
+    assert [login.header() for _ in range(3)] == ["Bearer t1", "Bearer t2", "Bearer t2"]
+    assert asked == ["scope", "scope"]
+
+
+# -- what mlflow registered ------------------------------------------------------------------
+
+
+class Nothing:
+    """A file that nobody may ask for."""
+
+    def find(self) -> Found | None:
+        raise AssertionError
+
+    def stream(self, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
+        raise AssertionError(start, stop, etag)
+
+
+@pytest.mark.parametrize(
+    "path", ["../evil.onnx", "/etc/passwd", "a/../../b", ".hidden", "-rf", "a\0b", "n" * 300, "two words.txt"]
+)
+def test_a_folder_is_refused_by_its_list_when_a_name_is_hostile(tmp_path: Path, path: str) -> None:
+    listing: Mapping[str, int] = {"model.onnx": 10, path: 10}
+
+    with pytest.raises(ModelRefused, match="adds/1: the path"):
+        adopted(tmp_path, listing)
+
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_folder_is_refused_by_its_list_when_it_has_too_many_files(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="has 1,001 files"):
+        adopted(tmp_path, {"model.onnx": 1, **{f"{number}.txt": 1 for number in range(1000)}})
+
+
+def adopted(folder: Path, listing: Mapping[str, int]) -> Any:
+    registered = Registered(
+        where="adds/1",
+        source="1/r/artifacts/model",
+        name="adds",
+        number=1,
+        publisher="ada",
+        created=datetime(2026, 11, 25, tzinfo=UTC),
+        metrics=dict,
+        listing=lambda: listing,
+        file=lambda _path: Nothing(),
+    )
+    return Adopter(cache=folder, run=Proc(), tell=Console()).manifest(registered)
