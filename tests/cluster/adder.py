@@ -23,6 +23,7 @@ import os
 bind = f"0.0.0.0:{os.environ['PORT']}"
 worker_class, workers, threads = "gthread", 1, 8
 graceful_timeout = 20
+keepalive = 60  # longer than a machine that is busy with tests may leave a process without a turn
 control_socket_disable = True
 """
 
@@ -59,7 +60,7 @@ def never_ready(environ, start_response):
 
 def slow(environ, start_response):
     import time
-    if environ["PATH_INFO"] == "/score":
+    if environ["PATH_INFO"] == "/slow":
         time.sleep(8)
     return answer(environ, start_response)
 
@@ -173,7 +174,7 @@ def _deployment() -> dict[str, Any]:
         "ports": [{"containerPort": 8080}],
         "readinessProbe": probe,
         "lifecycle": {"preStop": {"sleep": {"seconds": 4}}},
-        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}},
+        "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}},
     }
     spread = {
         "maxSkew": 1,

@@ -7,16 +7,22 @@ the truth, nobody holds the lock, every attempt has its closing record, no candi
 
 from __future__ import annotations
 
+import json
 import re
+import signal
+import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster import adder as adders
-from tests.cluster.adder import Adder
+from tests.cluster.adder import NAME, Adder
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import fresh
 from tests.cluster.plan import NODES
+from tests.system.project import kill_at
 from tests.system.referee import Referee, Request
 
 SCORE = Request(method="POST", path="/score", body=b"[1, 2]", headers={"Content-Type": "application/json"})
@@ -133,3 +139,112 @@ def test_bad_versions_need_no_hand_work_and_the_same_one_is_refused_without_forc
     assert mended["outcome"] == "released"
     assert referee.failed() == [], referee.summary()
     assert set(referee.builds()) == before | {mended["current"]["build"]}
+
+
+# -- after promotion -------------------------------------------------------------------------
+
+
+def test_release_is_undone_without_losing_a_request_when_it_turns_bad_after_promotion(adder: Adder) -> None:
+    before = adder.builds()
+    adder.broken("return errors if public else answer")
+    with Referee(adder.url, rate=RATE, request=SCORE) as referee:
+        _, err = adder.project.invoke("release", exits=60)
+
+    assert "Serving, as before: build" in err
+    assert {(answer.status, answer.build in before) for answer in referee.failed()} == {(500, False)}
+    assert adder.builds() == before
+
+
+def test_all_requests_are_answered_when_replicas_end_in_the_middle_of_long_ones(adder: Adder) -> None:
+    adder.broken("return slow")
+    adder.project.invoke("release")
+    answers: list[int] = []
+    url = f"{adder.url}/slow"
+    threads = [threading.Thread(target=lambda: answers.append(status_of(url))) for _ in range(24)]
+    adder.project.git("revert", "--no-edit", "HEAD")
+    process = adder.project.start("release")
+    kill_at(process, re.compile(r"^rollout +applying"), signal.SIGCONT)
+
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)
+    _, err = process.communicate(timeout=240)
+    for thread in threads:
+        thread.join()
+
+    assert process.returncode == 0, err
+    assert answers == [200] * len(threads)
+
+
+def status_of(url: str) -> int:
+    """Return the status of a request that may take a while."""
+    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - http, as it says
+        return int(answer.status)
+
+
+# -- the cluster's own faults ----------------------------------------------------------------
+
+
+def test_release_waits_out_an_api_server_that_is_away(adder: Adder) -> None:
+    adder.touched("patient")
+    with Referee(adder.url, rate=RATE) as referee:
+        process = adder.project.start("release", "--json")
+        kill_at(process, re.compile(r"^rollout +applying"), signal.SIGCONT)
+        adder.cluster.kill("apiserver")
+        time.sleep(20)
+        adder.cluster.start("apiserver")
+        out, err = process.communicate(timeout=240)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["outcome"] == "released"
+    assert referee.failed() == [], referee.summary()
+
+
+def test_replicas_stay_as_somebody_set_them_when_a_release_is_under_way(adder: Adder) -> None:
+    adder.touched("scaled")
+    with Referee(adder.url, rate=RATE) as referee:
+        process = adder.project.start("release", "--json")
+        kill_at(process, re.compile(r"^rollout +applying"), signal.SIGCONT)
+        adder.cluster.kubectl("scale", f"deployment/{NAME}", "-n", adder.namespace, "--replicas=3")
+        _, err = process.communicate(timeout=240)
+    found = adder.cluster.get("deployment", NAME, "-n", adder.namespace)["spec"]["replicas"]
+    adder.cluster.kubectl("scale", f"deployment/{NAME}", "-n", adder.namespace, "--replicas=2")
+
+    assert process.returncode == 0, err
+    assert found == 3
+    assert referee.failed() == [], referee.summary()
+
+
+def test_no_request_fails_when_a_node_is_drained_in_the_middle_of_a_release(adder: Adder) -> None:
+    node = NODES[1]
+    adder.touched("drained")
+    with Referee(adder.url, rate=RATE) as referee:
+        process = adder.project.start("release", "--json")
+        kill_at(process, re.compile(r"^rollout +applying"), signal.SIGCONT)
+        try:
+            adder.cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force")
+            out, err = process.communicate(timeout=240)
+        finally:
+            adder.cluster.kubectl("uncordon", node)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["outcome"] == "released"
+    assert referee.failed() == [], referee.summary()
+
+
+def test_next_release_converges_when_a_node_died_in_the_middle_of_one(adder: Adder) -> None:
+    before = adder.builds()
+    adder.touched("bereaved")
+    with Referee(adder.url, rate=RATE, timeout_s=5) as referee:
+        process = adder.project.start("release", "--json")
+        kill_at(process, re.compile(r"^rollout +applying"), signal.SIGCONT)
+        with adder.cluster.without(NODES[1]):
+            _, err = process.communicate(timeout=300)
+            healed = time.time()
+            time.sleep(5)
+        again = adder.project.facts("release")
+
+    assert process.returncode in {0, *range(50, 70)}, err
+    assert again["outcome"] in {"released", "unchanged"}
+    assert [answer for answer in referee.failed() if answer.at > healed] == [], referee.summary()
+    assert set(referee.builds()) <= before | {again["current"]["build"]}
