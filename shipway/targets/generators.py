@@ -349,8 +349,8 @@ class Generators:
             for each in belongings(wanted, owner):
                 self._kubectl.create(each)
             ended = self._watch(wanted)
-            self._bring_home(wanted, folder)
-            return ended
+            last = self._bring_home(wanted, folder)
+            return f"{ended}; its last line: {last or '(none)'}"
         finally:
             with signals_ignored():
                 self._removed(wanted.name)
@@ -392,10 +392,13 @@ class Generators:
             return "\n".join(lines)
         return ""
 
-    def _bring_home(self, wanted: Wanted, folder: Path) -> None:
-        """Write the report's files and the log; what cannot be read is missing there, and told."""
+    def _bring_home(self, wanted: Wanted, folder: Path) -> str:
+        """Write the report's files and the log, and return the master's last line.
+
+        What cannot be read is missing there, and told.
+        """
         files: dict[str, bytes] = {}
-        log: list[str] = []
+        log, last = list[str](), ""
         for pod in self._pods(wanted.name):
             name, role = pod["metadata"]["name"], pod["metadata"]["labels"][ROLE]
             try:
@@ -404,11 +407,13 @@ class Generators:
                 self._tell.warn(f"the log of {name} cannot be read: {error.message}")
                 continue
             found, lines = brought(said.splitlines())
-            files |= found if role == "master" else {}
+            if role == "master":
+                files, last = found, next((line for line in reversed(lines) if line.strip()), "")
             log += [f"-- {name}", *lines]
         (folder / "locust.log").write_text("".join(f"{line}\n" for line in log), "utf-8")
         for name, data in files.items():
             (folder / name).write_bytes(data)
+        return last
 
     # -- removing ----------------------------------------------------------------------------
 

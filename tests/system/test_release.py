@@ -235,6 +235,28 @@ def test_deploy_does_not_bring_back_what_was_rolled_back(adder: Project) -> None
     assert adder.facts("deploy", "--force")["current"] == second
 
 
+def test_deploy_takes_the_newest_commit_whatever_was_built_last_and_says_how_old_it_is(adder: Project) -> None:
+    old = adder.git("rev-parse", "HEAD").strip()
+    adder.invoke("build")
+    adder.change("app/__init__.py", '"""Adds numbers."""', '"""Adds numbers, newer."""')
+    new = adder.commit("Say newer")
+    adder.invoke("build")
+    adder.git("checkout", "--quiet", old)
+    adder.invoke("build")  # what a slow CI system does
+    adder.git("checkout", "--quiet", "-")
+
+    _, said = adder.invoke("deploy")
+
+    assert f"of commit {new[:12]}" in said
+    assert " behind " not in said
+    assert adder.facts("status")["commit"] == new
+    adder.write("README", "Nothing that is released.\n")
+    adder.commit("Document")
+    out, said = adder.invoke("deploy", "--json")
+    assert json.loads(out)["outcome"] == "unchanged"
+    assert f"of commit {new[:12]}: 1 commit, " in said
+
+
 def test_rollback_knows_a_version_that_served_but_was_killed_before_it_was_recorded(adder: Project) -> None:
     adder.invoke("release")
     _touch(adder, "two")

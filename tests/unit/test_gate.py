@@ -24,6 +24,7 @@ from shipway.stages.loadcheck import (
     child_environ,
     command,
     judge,
+    measure,
     merged,
     options,
     require_pass,
@@ -460,3 +461,44 @@ def test_run_keeps_the_newest_reports_and_nothing_else_is_touched(tmp_path: Path
     assert len(kept) == 20
     assert kept[0] == "loadcheck-20260101T000001Z-x"
     assert (reports / "test.xml").exists()
+
+
+def test_measure_is_inconclusive_and_says_how_it_ended_when_the_generators_left_nothing(tmp_path: Path) -> None:
+    report = measure(
+        lambda _: "the master ended with 137 (OOMKilled)",
+        LIMITS,
+        url="http://web.shop.svc",
+        seconds=2,
+        allowed_builds={"new"},
+        baseline_p95_ms=None,
+        reports=tmp_path,
+        tell=Told(),
+        workers=4,
+    )
+
+    assert report.verdict == "inconclusive"
+    assert report.reasons[:2] == (
+        "the load generator ended before it had measured",
+        "the master ended with 137 (OOMKilled)",
+    )
+
+
+def test_measure_is_inconclusive_when_fewer_generators_came_than_were_asked_for(tmp_path: Path) -> None:
+    def drive(folder: Path) -> str:
+        (folder / "figures.json").write_text(json.dumps({"expected": 4, "parts": [PART] * 3}))
+        return "the master ended with 0"
+
+    report = measure(
+        drive,
+        LIMITS,
+        url="http://web.shop.svc",
+        seconds=2,
+        allowed_builds={"new"},
+        baseline_p95_ms=None,
+        reports=tmp_path,
+        tell=Told(),
+        workers=4,
+    )
+
+    assert (report.verdict, report.requests) == ("inconclusive", 150)
+    assert report.reasons[0] == "3 of 4 load generators measured to the end"

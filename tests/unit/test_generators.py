@@ -232,7 +232,7 @@ def test_report_comes_home_and_nothing_stays_when_all_went_well(tmp_path: Path) 
 
     ended, said = ran(cluster, tmp_path)
 
-    assert ended == "the master ended with 0"
+    assert ended == "the master ended with 0; its last line: hello"
     assert {file.name for file in tmp_path.iterdir()} == {"figures.json", "locust.log"}
     assert (tmp_path / "figures.json").read_bytes() == FIGURES
     assert "-- web-loadtest-1-master-0\nhello\n" in (tmp_path / "locust.log").read_text()
