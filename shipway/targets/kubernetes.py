@@ -23,43 +23,26 @@ from shipway.config import RolloutSettings, ServiceSettings
 from shipway.console import Tell
 from shipway.errors import (
     CandidateFailed,
-    ClusterRefused,
     ConfigError,
-    NotReady,
     PromotionFailed,
     RolloutError,
     ShipwayError,
     UndoFailed,
     WrongBuild,
 )
-from shipway.targets import Candidate, Live, answers, launch, manifests, progress
+from shipway.targets import Candidate, Live, answers, fitness, launch, manifests, progress
 from shipway.targets.forward import Forward, Start, start_beside
 from shipway.targets.kubectl import Kubectl, Object
 from shipway.targets.progress import Progress
+from shipway.targets.public import Ask, Public
+from shipway.targets.releases import Releases
 
 _POLL_S = 1.0
 _DOUBT_S = 15.0  # a registry may be back in a moment; what is not there then never comes
 _SETTLING_S = 30.0
 _REPLICAS_S = 90.0  # one on a node that died counts as ready for most of a minute
 _LOG_LINES = 15
-_RECORDS = 20
 _WATCHED = "replicasets.apps,pods"
-
-# What `invoke doctor` asks for; k8s/setup gives exactly this.
-RIGHTS = (
-    *((verb, "deployments.apps") for verb in ("get", "list", "create", "patch", "delete")),
-    *((verb, "services") for verb in ("get", "list", "create", "patch", "delete")),
-    *((verb, "configmaps") for verb in ("get", "list", "create", "update", "patch", "delete")),
-    *((verb, "leases.coordination.k8s.io") for verb in ("get", "create", "update")),
-    *((verb, "jobs.batch") for verb in ("get", "list", "create", "delete")),
-    *((verb, "pods") for verb in ("get", "list")),
-    ("list", "replicasets.apps"),
-    ("list", "events"),
-    ("get", "pods/log"),
-    ("get", "pods/proxy"),
-    ("create", "pods/portforward"),
-    ("patch", "deployments.apps/scale"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +67,7 @@ class Kubernetes:
         service: ServiceSettings,
         tell: Tell,
         start: Start = start_beside,
-        ask: Callable[[str, ServiceSettings], str | None] = answers.build,
+        ask: Ask = answers.build,
         unresolved: Callable[[str], str | None] = answers.unresolved,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -103,18 +86,29 @@ class Kubernetes:
         self._tell = tell
         self._start = start
         self._ask = ask
-        self._unresolved = unresolved
         self._sleep = sleep
         self._clock = clock
+        self._releases = Releases(kubectl, name=name)
+        self._public = Public(
+            kubectl,
+            name=name,
+            settings=settings,
+            tell=tell,
+            ask=ask,
+            unresolved=unresolved,
+            sleep=sleep,
+            clock=clock,
+        )
         self._forward: Forward | None = None
         self._wanted: list[Object] = []
         self._began_with: list[str] = []
         self._record_before: str | None = None
+        self._version_before: Version | None = None
 
     @property
     def url(self) -> str:
         """The name that the settings say, else the load balancer's address, else an empty text."""
-        return self._settings.url or self._address() or ""
+        return self._public.url
 
     @property
     def manner(self) -> str:
@@ -139,7 +133,7 @@ class Kubernetes:
         template = manifests.version_of(deployment["spec"]["template"])
         url = self.url
         healthy = state.done and template is not None and template.digest == settled.version.digest
-        answer = self._ask(url, self._service) if url else None
+        answer = self._public.build(url, self._service)
         return Live(
             version=settled.version,
             url=url,
@@ -165,19 +159,18 @@ class Kubernetes:
     def looks(self) -> Mapping[str, Callable[[], str]]:
         """Look at the cluster, our rights in it, its nodes, the manifests, and what serves."""
         return {
-            "cluster": self._look_at_cluster,
-            "rights": self._look_at_rights,
-            "nodes": self._look_at_nodes,
-            "manifests": self._look_at_manifests,
+            "cluster": partial(fitness.cluster, self._kubectl),
+            "rights": partial(fitness.rights, self._kubectl),
+            "nodes": partial(fitness.nodes, self._kubectl, platform=self._platform),
+            "manifests": partial(
+                fitness.overlay, self._kubectl, folder=self._folder, name=self._name, port=self._service.port
+            ),
             "target": self._look_at_target,
         }
 
     def image(self, digest: Digest) -> tuple[bytes, bytes] | None:
         """Return the manifest and the configuration of an image that served here, where its record is kept."""
-        found = self._record(digest)
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return manifests.recorded_image(found) if found else None
-        return None
+        return self._releases.image(digest)
 
     def explain(self) -> str:
         """Return events and last log lines of a candidate, or of what was promoted, that ends or is not ready."""
@@ -206,14 +199,15 @@ class Kubernetes:
         self._service = launch.service(image.config)
         self._require_ours()
         self.discard_candidate()
-        self._wanted = (as_before and self._recorded(version.digest)) or self._released(version)
+        recorded = self._releases.objects(self._releases.of(version.digest)) if as_before else []
+        self._wanted = recorded or self._released(version)
         wanted = manifests.find(self._wanted, self._name)
         beside = manifests.candidate(wanted, port=self._service.port)
         labels = manifests.pod_labels(beside[0])
         services = [*self._wanted, *self._kubectl.find("services")]
         own = manifests.candidate_name(self._name)
         manifests.require_unreachable(labels, (each for each in services if each["kind"] == "Service"), own=own)
-        self._keep_record(version, image)
+        self._releases.keep(self._wanted, version=version, image=image)
         self._began_with = self._kubectl.existing(self._wanted)
         self._tell.say("rollout", f"starting {version} as {own}")
         try:
@@ -237,7 +231,7 @@ class Kubernetes:
             self._kubectl.scale("deployment.apps", self._name, count)
         self._watch(self._name, error=PromotionFailed, limit_s=self._rollout_s())
         self._require_replicas(candidate.version, error=PromotionFailed)
-        self._require_public(candidate.version, error=PromotionFailed)
+        self._public.require(candidate.version, self._service, error=PromotionFailed)
 
     def met(self, version: Version, before: Version | None) -> tuple[Version, ...]:  # noqa: ARG002 - it is gone by then
         """Return the new one alone."""
@@ -286,7 +280,7 @@ class Kubernetes:
         deployment = self._deployment()
         if deployment is None:
             return
-        objects = self._objects(manifests.record_of(deployment)) or [deployment]
+        objects = self._releases.objects(manifests.record_of(deployment)) or [deployment]
         names = manifests.names(objects, but=frozenset({"Service"}))
         self._tell.say("rollout", f"deleting {', '.join(names)}; Services stay, with their addresses")
         self._kubectl.delete(names, wait=True)
@@ -311,16 +305,12 @@ class Kubernetes:
         deployment = self._deployment()
         settled = _settled(deployment) if deployment else None
         self._record_before = settled.record if settled else None
+        self._version_before = settled.version if settled else None
         if deployment and not manifests.version_of(deployment["spec"]["template"]):
             raise ConfigError(
                 f"the Deployment {self._name} was not made by shipway, so nobody could go back to it",
                 advice="delete it, or give the one in [rollout] overlay another name and [rollout] deployment that",
             )
-
-    def _keep_record(self, version: Version, image: Image) -> None:
-        """Write down how it is applied, before it is."""
-        documents = (image.manifest, image.config)
-        self._kubectl.apply([manifests.record(self._wanted, name=self._name, version=version, image=documents)])
 
     def _proven(self, own: str, version: Version) -> str:
         """Lead a port to the candidate, and have it say the right build there, some times in a row."""
@@ -400,39 +390,6 @@ class Kubernetes:
         body = self._kubectl.proxied(pod["metadata"]["name"], self._service.port, self._service.version_path)
         return answers.told(body, self._service) if body else None
 
-    def _require_public(self, version: Version, *, error: type[RolloutError]) -> None:
-        """Have the load balancer's address, and the name for it, say the right build, asked from here."""
-        asked: list[Callable[[], str | None]] = [self._address] if self._address() is not None else []
-        if self._settings.url:
-            asked.append(lambda: self._settings.url)
-        if not asked:
-            raise error(
-                f"users have no address for {self._name}",
-                advice="make its Service one of type LoadBalancer, or say the address in [rollout] url",
-            )
-        for address in asked:
-            url = self._answering(address, version, error=error)
-            self._tell.say("rollout", f"build {version.build[:12]} answers on {url}")
-
-    def _answering(self, address: Callable[[], str | None], version: Version, *, error: type[RolloutError]) -> str:
-        """Return the address once the right build answers on it; say what is waited for."""
-        began, told, url, in_a_row = self._clock(), "", "", 0
-        while in_a_row < self._settings.proofs:
-            url = url or address() or ""
-            why = self._unresolved(url) if url else f"the Service of {self._name} has no address yet"
-            answer = None if why else self._ask(url, self._service)
-            in_a_row = in_a_row + 1 if answer == version.build else 0
-            if in_a_row:
-                continue
-            why = why or (f"build {answer} answers on {url}" if answer else f"nobody answers on {url} yet")
-            if self._clock() - began > (_SETTLING_S if answer else self._settings.address_timeout_s):
-                raise error(f"{version} does not answer users: {why}, after {self._clock() - began:.0f} s")
-            if why != told:
-                self._tell.say("rollout", f"waiting: {why}")
-                told = why
-            self._sleep(_POLL_S)
-        return url
-
     def _settle(self, deployment: Object, version: Version) -> None:
         """Write down that this version is the one to serve, and that its record is a good one."""
         settled, record = _settled(deployment), manifests.record_of(deployment)
@@ -440,7 +397,7 @@ class Kubernetes:
             facts = json.dumps({"version": asdict(version), "since": time.time(), "record": record})
             self._kubectl.annotate("deployment.apps", self._name, {manifests.SETTLED: facts})
         if record:
-            self._kubectl.annotate("configmap", record, {manifests.SETTLED: f"{time.time():.3f}"})
+            self._releases.mark_settled(record)
 
     def _await_alone(self, version: Version, *, error: type[RolloutError]) -> None:
         """Wait until the pods of all other versions have ended; one on a node that died never says so."""
@@ -460,18 +417,18 @@ class Kubernetes:
         record = self._record_of(previous)
         there = manifests.record_of(deployment) if deployment else None
         template = manifests.version_of(deployment["spec"]["template"]) if deployment else None
-        if template != previous or (record and there != record["metadata"]["name"]):
-            objects = self._objects(record["metadata"]["name"]) if record else []
+        if template != previous or (record and there != record):
+            objects = self._releases.objects(record)
             if not objects:
                 raise RolloutError(f"the record of {previous} is gone, so nobody knows how it was applied")
             self._tell.say("rollout", f"applying {previous} again, as it was recorded")
             self._kubectl.apply(objects, force=True)
             self._watch(self._name, error=RolloutError, limit_s=self._rollout_s())
-            self._kubectl.delete(manifests.names(self._objects(there), without=objects))
+            self._kubectl.delete(manifests.names(self._releases.objects(there), without=objects))
         elif self._wanted:
             self._kubectl.delete(self._not_there_before(self._wanted))
         self._require_replicas(previous, error=RolloutError)
-        self._require_public(previous, error=RolloutError)
+        self._public.require(previous, self._service, error=RolloutError)
         if deployment := self._deployment():
             self._settle(deployment, previous)
 
@@ -483,7 +440,7 @@ class Kubernetes:
         deployment = self._deployment()
         names = self._not_there_before(self._wanted)
         if deployment and manifests.named(deployment) not in names:
-            names = manifests.names([*self._wanted, *self._objects(manifests.record_of(deployment))])
+            names = manifests.names([*self._wanted, *self._releases.objects(manifests.record_of(deployment))])
         self._kubectl.delete(list(dict.fromkeys(names)), wait=True)
         if deployment:
             self._await_no_pods(deployment)
@@ -503,51 +460,24 @@ class Kubernetes:
     def _tidy(self, record: str | None, before: str | None) -> None:
         """Delete what the release before applied and this one does not, and old records."""
         if record and before and record != before:
-            left = manifests.names(self._objects(before), without=self._objects(record))
+            left = manifests.names(self._releases.objects(before), without=self._releases.objects(record))
             if left:
                 self._tell.say("rollout", f"deleting what is not applied any more: {', '.join(left)}")
             self._kubectl.delete(left)
-        old = [each["metadata"]["name"] for each in self._records()[:-_RECORDS]]
-        self._kubectl.delete([f"configmap/{name}" for name in old if name not in (record, before)])
+        self._releases.prune(record, before)
 
-    # -- what doctor looks at ----------------------------------------------------------------
+    def _record_of(self, previous: Version) -> str | None:
+        """Return the record of what was live when this turn began."""
+        is_known = self._version_before == previous and self._releases.objects(self._record_before)
+        return self._record_before if is_known else self._releases.of(previous.digest)
 
-    def _look_at_cluster(self) -> str:
-        self._kubectl.require_right_cluster()
-        cluster, (ours, theirs) = self._kubectl.cluster, self._kubectl.versions()
-        apart = abs(_minor(ours) - _minor(theirs))
-        skew = "" if apart <= 1 else f"; kubectl {ours} is {apart} versions apart, and one is supported"
-        return f"{cluster.context} ({self._kubectl.server()}), namespace {cluster.namespace}, {theirs}{skew}"
-
-    def _look_at_rights(self) -> str:
-        lacking = [f"{verb} {what}" for verb, what in RIGHTS if not self._kubectl.may(verb, what)]
-        if lacking:
-            raise NotReady(f"you may not {', '.join(lacking)}", advice="an administrator: kubectl apply -k k8s/setup")
-        return f"all {len(RIGHTS)} that a release needs"
-
-    def _look_at_nodes(self) -> str:
-        try:
-            nodes = self._kubectl.find("nodes")
-        except ClusterRefused:
-            return "you may not look at them, and need not"
-        fit = [node["metadata"]["name"] for node in nodes if _platform(node) == self._platform]
-        if not fit:
-            raise NotReady(f"no node runs {self._platform}, which is what [image] is made for")
-        return f"{len(fit)} of {len(nodes)} run {self._platform}"
-
-    def _look_at_manifests(self) -> str:
-        objects = self._render()
-        manifests.candidate(manifests.find(objects, self._name), port=self._service.port)
-        self._kubectl.apply(objects, dry_run=True)
-        return f"{self._folder}: {len(objects)} objects, accepted"
+    # -- looking -----------------------------------------------------------------------------
 
     def _look_at_target(self) -> str:
         live = self.current()
         if live is None:
             return "nothing serves"
         return f"{live.version} on {live.url or '(no address)'}, {'healthy' if live.healthy else 'not healthy'}"
-
-    # -- looking -----------------------------------------------------------------------------
 
     def _deployment(self, name: str | None = None) -> Object | None:
         return self._kubectl.get("deployments.apps", name or self._name)
@@ -562,49 +492,6 @@ class Kubernetes:
 
     def _serving(self) -> list[Object]:
         return [pod for pod in self._pods(self._deployment()) if progress.is_ready(pod)]
-
-    def _records(self) -> list[Object]:
-        """Return what is kept of releases; those that were settled come last, the latest at the end."""
-        found = self._kubectl.find("configmaps", labels={manifests.RELEASE: self._name})
-        return sorted(found, key=manifests.settled_at)
-
-    def _record(self, digest: Digest) -> Object | None:
-        """Return the record of how this image was applied when it was settled last."""
-        ours = (each for each in reversed(self._records()) if manifests.settled_at(each)[0])
-        return next((each for each in ours if manifests.digest_of(each) == digest), None)
-
-    def _record_of(self, previous: Version) -> Object | None:
-        """Return the record of what was live when this turn began."""
-        found = self._kubectl.get("configmaps", self._record_before) if self._record_before else None
-        return found if found and manifests.digest_of(found) == previous.digest else self._record(previous.digest)
-
-    def _recorded(self, digest: Digest) -> list[Object]:
-        found = self._record(digest)
-        return self._objects(found["metadata"]["name"]) if found else []
-
-    def _objects(self, record: str | None) -> list[Object]:
-        found = self._kubectl.get("configmaps", record) if record else None
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return manifests.recorded(found) if found else []
-        return []
-
-    def _services(self) -> list[Object]:
-        deployment = self._deployment()
-        labels = manifests.pod_labels(deployment) if deployment else {}
-        found = [each for each in self._kubectl.find("services") if manifests.selects(each, labels)]
-        return sorted(found, key=lambda each: each["spec"].get("type") != "LoadBalancer")
-
-    def _address(self) -> str | None:
-        """Return the load balancer's address; an empty text while it has none, `None` where there is none."""
-        service = next((each for each in self._services() if each["spec"].get("type") == "LoadBalancer"), None)
-        if service is None:
-            return None
-        given = next(iter(service.get("status", {}).get("loadBalancer", {}).get("ingress") or ()), None)
-        if given is None:
-            return ""
-        host, port = given.get("ip") or given["hostname"], service["spec"]["ports"][0]["port"]
-        host = f"[{host}]" if ":" in host else host
-        return f"http://{host}" if port == 80 else f"http://{host}:{port}"  # noqa: PLR2004 - HTTP's own
 
     def _grace_s(self) -> float:
         deployment = self._deployment()
@@ -657,12 +544,3 @@ def _digest(pod: Object) -> Digest | None:
 
 def _forwarded(forward: Callable[..., tuple[str, ...]], what: str, remote: int, local: int) -> tuple[str, ...]:
     return forward(what, local=local, remote=remote)
-
-
-def _platform(node: Object) -> str:
-    info = node["status"]["nodeInfo"]
-    return f"{info['operatingSystem']}/{info['architecture']}"
-
-
-def _minor(version: str) -> int:
-    return int(version.removeprefix("v").split(".")[1])

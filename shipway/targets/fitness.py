@@ -1,0 +1,69 @@
+"""What `invoke doctor` looks at in a cluster before a release: each look raises, or says what was seen."""
+
+from __future__ import annotations
+
+from shipway.errors import ClusterRefused, NotReady
+from shipway.targets import manifests
+from shipway.targets.kubectl import Kubectl, Object
+
+# k8s/setup gives exactly this.
+RIGHTS = (
+    *((verb, "deployments.apps") for verb in ("get", "list", "create", "patch", "delete")),
+    *((verb, "services") for verb in ("get", "list", "create", "patch", "delete")),
+    *((verb, "configmaps") for verb in ("get", "list", "create", "update", "patch", "delete")),
+    *((verb, "leases.coordination.k8s.io") for verb in ("get", "create", "update")),
+    *((verb, "jobs.batch") for verb in ("get", "list", "create", "delete")),
+    *((verb, "pods") for verb in ("get", "list")),
+    ("list", "replicasets.apps"),
+    ("list", "events"),
+    ("get", "pods/log"),
+    ("get", "pods/proxy"),
+    ("create", "pods/portforward"),
+    ("patch", "deployments.apps/scale"),
+)
+
+
+def cluster(kubectl: Kubectl) -> str:
+    """Look whether the context leads to the right server, and there is the namespace."""
+    kubectl.require_right_cluster()
+    where, (ours, theirs) = kubectl.cluster, kubectl.versions()
+    apart = abs(_minor(ours) - _minor(theirs))
+    skew = "" if apart <= 1 else f"; kubectl {ours} is {apart} versions apart, and one is supported"
+    return f"{where.context} ({kubectl.server()}), namespace {where.namespace}, {theirs}{skew}"
+
+
+def rights(kubectl: Kubectl) -> str:
+    """Look whether we may do all that a release needs."""
+    lacking = [f"{verb} {what}" for verb, what in RIGHTS if not kubectl.may(verb, what)]
+    if lacking:
+        raise NotReady(f"you may not {', '.join(lacking)}", advice="an administrator: kubectl apply -k k8s/setup")
+    return f"all {len(RIGHTS)} that a release needs"
+
+
+def nodes(kubectl: Kubectl, *, platform: str) -> str:
+    """Look whether a node runs what the image is made for."""
+    try:
+        found = kubectl.find("nodes")
+    except ClusterRefused:
+        return "you may not look at them, and need not"
+    fit = [node for node in found if _platform(node) == platform]
+    if not fit:
+        raise NotReady(f"no node runs {platform}, which is what [image] is made for")
+    return f"{len(fit)} of {len(found)} run {platform}"
+
+
+def overlay(kubectl: Kubectl, *, folder: str, name: str, port: int) -> str:
+    """Look whether the manifests can do what a release needs, and whether the API server accepts them."""
+    objects = kubectl.render(folder)
+    manifests.candidate(manifests.find(objects, name), port=port)
+    kubectl.apply(objects, dry_run=True)
+    return f"{folder}: {len(objects)} objects, accepted"
+
+
+def _platform(node: Object) -> str:
+    info = node["status"]["nodeInfo"]
+    return f"{info['operatingSystem']}/{info['architecture']}"
+
+
+def _minor(version: str) -> int:
+    return int(version.removeprefix("v").split(".")[1])
