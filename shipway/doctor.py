@@ -9,7 +9,9 @@ from functools import partial
 
 from shipway.console import size
 from shipway.errors import Interrupted, NotConfigured, NotReady, ShipwayError
+from shipway.oci.images import read_image
 from shipway.site import Site
+from shipway.turn import served
 
 _ENOUGH_BYTES = 2_000_000_000  # two versions of the sample service, unpacked, and their layers
 
@@ -77,6 +79,15 @@ def _images(site: Site) -> str:
     return site.images.examined()
 
 
+def _way_back(site: Site) -> str:
+    live = site.target.current()
+    before = (each for each in served(site.ledger.attempts()) if live and each.digest != live.version.digest)
+    if (earlier := next(before, None)) is None:
+        return "none yet: nothing else served here"
+    read_image(site.images, earlier.digest)
+    return f"{earlier}, and {site.images.repository} has it"
+
+
 def _lock(site: Site) -> str:
     holder = site.lock.holder()
     return f"held by {holder}" if holder else "free"
@@ -96,5 +107,6 @@ _LOOKS: dict[str, Callable[[Site], str]] = {
     "model": _model,
     "images": _images,
     "lock": _lock,
+    "way back": _way_back,
     "disk": _disk,
 }

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "upkeep": LEAVES | {"oci", "results", "site", "turn"},
     "load": LEAVES | {"stages", "oci", "targets", "site"},
     "models": LEAVES | {"stages", "stores", "results", "site", "turn"},
-    "doctor": LEAVES | {"site"},
+    "doctor": LEAVES | {"oci", "site", "turn"},
     "site": LEAVES | {"stores", "oci", "targets"},
     "turn": LEAVES | {"targets"},
     "results": LEAVES | {"stores", "oci", "targets"},
