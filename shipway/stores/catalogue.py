@@ -455,14 +455,13 @@ class Catalogue:
         versions: Sequence[int | str] = (),
         aliases: Sequence[str] = (),
     ) -> Copied:
-        """Bring versions (none given: all) from another store, each with its number and its signatures.
+        """Bring versions (none given: all) from another store or a registry, with their numbers and signatures.
 
         What is here and whole is not sent again, so that a copy that was cut is gone on with.
         Moves `aliases` here to what they name there. Raises `ModelRefused` where a number is
         taken by something else, and all that `resolve` raises for the source.
         """
         self._require_objects()
-        source._require_objects()
         named = {alias: source.show(name, _alias(alias)).version for alias in aliases}
         wanted = [source.show(name, which).version for which in versions] or (
             [] if aliases else source._numbers(_name(name))

@@ -17,7 +17,7 @@ from shipway.artifacts import Digest, ModelFile
 from shipway.console import Console
 from shipway.errors import GoldenFailed, ModelCorrupt, ModelRefused, StoreRefused, StoreUnreachable
 from shipway.proc import Proc
-from shipway.stores import Access, Catalogue, open_catalogue
+from shipway.stores import Access, Catalogue, open_catalogue, verify
 from shipway.stores.cache import Cache
 from shipway.stores.mlflow import Mlflow, open_mlflow
 from shipway.stores.objects import Blob, Found, Store, Stored
@@ -118,6 +118,18 @@ class TestCatalogue(CatalogueContract):
     @pytest.fixture
     def name(self, prefix: str) -> str:
         return prefix
+
+    def test_versions_are_copied_into_a_folder_but_not_out_of_one(self, opens: Open, name: str, tmp_path: Path) -> None:
+        folder = open_catalogue("copies", root=tmp_path)
+        for weight in (1, 2):
+            self.publish(opens(), tmp_path / "m", name, weight=weight)
+
+        copied = folder.copy_from(opens(), name, who="ada", aliases=["latest"], tell=Console())
+
+        assert (copied.created, [move.version for move in copied.moves]) == ((2,), [2])
+        assert verify(folder, name, 2, cache=tmp_path / "cache", tell=Console()).version == opens().show(name, 2)
+        with pytest.raises(StoreRefused, match="is a registry"):
+            opens().copy_from(folder, name, who="ada", tell=Console())
 
 
 # -- plain mlflow beside it ------------------------------------------------------------------
