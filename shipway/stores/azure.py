@@ -284,7 +284,8 @@ class AzureBlobs:
             raise _unanswered(where, error) from error
 
     def _failure(self, where: str, error: Any, *, reading: bool) -> ShipwayError | Passing:
-        status, code = error.status_code, str(getattr(error, "error_code", None) or "")
+        status, code = error.status_code, getattr(error, "error_code", None) or ""
+        code = str(getattr(code, "value", code))
         said = f"{where}: {status} {code or error.reason or ''}".rstrip()
         if status is None:
             return _unanswered(where, error)
@@ -362,15 +363,24 @@ class _Tokens:
 
 
 def _unanswered(where: str, error: BaseException) -> ShipwayError | Passing:
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return StoreUnreachable(
                 f"{where}: the certificate is not trusted: {cause.verify_message}",
                 advice="name the certificate authority's PEM file in [model] authority",
             )
-        reasons = [cause.__cause__, cause.__context__, *(each for each in cause.args if isinstance(each, Exception))]
-        reason = getattr(cause, "reason", None)
-        cause = next((each for each in (reason, *reasons) if isinstance(each, BaseException)), None)
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return Passing(f"{where}: {text}")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that led to it, wherever the libraries in between put it."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__cause__, each.__context__, *each.args]
+            waiting += [getattr(each, name, None) for name in ("reason", "inner_exception")]

@@ -26,7 +26,7 @@ from shipway.errors import (
     StoreRefused,
     StoreUnreachable,
 )
-from shipway.stores import durable, transfer
+from shipway.stores import transfer
 from shipway.stores.objects import Access, Found, Replaced, Stored
 from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, resumed, retry_after_s
 
@@ -34,6 +34,7 @@ _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_]
 _PART_BYTES = 5 << 20  # the least that S3 takes
 _MOST_PARTS = 10_000
 _CONNECT_S, _READ_S = 10, 30
+_BLOCK_BYTES = 1 << 18  # read of a connection at once: what came of one is lost when it is cut
 _RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
 _LOGIN = {
     "InvalidAccessKeyId",
@@ -192,7 +193,7 @@ class Bucket:
                 if ranged is None:
                     raise StoreRefused(f"{self}/{key}: the store does not send a part of an object")
                 left = min(stop, int(ranged[1])) - start
-                while piece := body.read(min(durable.PIECE_BYTES, left)) if left else b"":
+                while piece := body.read(min(_BLOCK_BYTES, left)) if left else b"":
                     left -= len(piece)
                     yield piece
         if left:

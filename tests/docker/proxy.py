@@ -14,6 +14,7 @@ import http.client
 import re
 import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -29,7 +30,7 @@ from shipway.oci.compose import MANIFEST
 
 PIECE_BYTES = 1 << 20
 _LINGER_S, _SETTLE_S, _LOOK_S = 2.0, 20.0, 0.05
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}
+_HOP_BY_HOP = {"connection", "expect", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}
 _NO_BODY = {204, 304}
 
 
@@ -89,16 +90,27 @@ def no_harm(_call: Call) -> None:
     """Let everything pass: a `Plan`."""
 
 
-class Proxy:
-    """A registry's address that is not quite the registry; use it in a `with`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secure:
+    """TLS on both sides: the certificate that is shown, and the one that is believed."""
 
-    def __init__(self, registry: str, *, plan: Plan = no_harm, authorization: str = "") -> None:
+    listening: ssl.SSLContext
+    asking: ssl.SSLContext
+
+
+class Proxy:
+    """A registry's address that is not quite the registry, or a store's; use it in a `with`."""
+
+    def __init__(
+        self, registry: str, *, plan: Plan = no_harm, authorization: str = "", secure: Secure | None = None
+    ) -> None:
         """Stand in front of `registry`, `HOST:PORT`; `authorization` is added to what has none.
 
         With that it plays the storage behind a registry, whose addresses are signed and
         which must never see a credential.
         """
         self.registry = registry
+        self.secure = secure
         self.plan = plan
         self.authorization = authorization
         self.calls: list[Call] = []
@@ -485,6 +497,13 @@ class _Server(ThreadingHTTPServer):
         self.reset: set[socket.socket] = set()
         super().__init__(("127.0.0.1", 0), _Handler)
 
+    def get_request(self) -> tuple[Any, Any]:
+        request, address = super().get_request()
+        if self.proxy.secure:
+            context = self.proxy.secure.listening
+            request = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
+
     def shutdown_request(self, request: Any) -> None:
         self.open.discard(request)
         if request in self.reset:  # closing alone resets it, see `_Handler.cut`
@@ -509,10 +528,18 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def setup(self) -> None:
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.do_handshake()  # here and not in `accept`, which serves everybody
         super().setup()
         self.server.open.add(self.connection)
-        self.registry = http.client.HTTPConnection(self.server.proxy.registry, timeout=60)
+        self.registry = self._to_registry()
         self.body: Iterator[bytes] = iter(())
+
+    def _to_registry(self) -> http.client.HTTPConnection:
+        proxy = self.server.proxy
+        if proxy.secure:
+            return http.client.HTTPSConnection(proxy.registry, timeout=60, context=proxy.secure.asking)
+        return http.client.HTTPConnection(proxy.registry, timeout=60)
 
     def finish(self) -> None:
         self.registry.close()

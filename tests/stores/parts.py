@@ -29,7 +29,7 @@ import pytest
 
 from shipway.oci.staging import locked
 from shipway.stores.objects import Access
-from tests.docker.authority import Authority
+from tests.docker.authority import Authority, Issued
 from tests.docker.tools import PLACE
 from tests.system.project import free_port
 
@@ -85,6 +85,7 @@ class Azurite:
     endpoint: str
     port: int
     authority: Path
+    issued: Issued
     identity: IdentityService
 
     def access(self, *, endpoint: str | None = None) -> Access:
@@ -122,7 +123,11 @@ def azurite(folder: Path) -> Iterator[Azurite]:
         try:
             _wait(process, folder / "log", rb"successfully listen")
             made = Azurite(
-                endpoint=f"https://127.0.0.1:{port}/{ACCOUNT}", port=port, authority=authority.pem, identity=identity
+                endpoint=f"https://127.0.0.1:{port}/{ACCOUNT}",
+                port=port,
+                authority=authority.pem,
+                issued=issued,
+                identity=identity,
             )
             _make_container(made)
             yield made
