@@ -1,7 +1,7 @@
 """Load from generators in the cluster: seen while it lasts, judged at home, and nothing of it stays.
 
 The service is a stand-in that needs no release, in a namespace that enforces the restricted
-pod security level: what is started there is admitted by it.
+pod security level, with the rights of `k8s/setup` and no others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster import releaser
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import fresh
 from tests.system import project as projects
@@ -74,7 +75,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     for namespace in fresh(cluster, __file__):
-        cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        releaser.set_up(cluster, namespace)
         cluster.apply(*_stand_in(cluster.base), namespace=namespace)
         cluster.await_("deployment/adder", "condition=Available", namespace=namespace)
         for project in projects.adder(tmp_path_factory.mktemp("loadtest")):
@@ -90,6 +91,7 @@ def place(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             project.write(
                 "release.toml", f"{(project.root / 'release.toml').read_text()}[env.there.rollout]\n{_TARGET}"
             )
+            project.environ.update(releaser.log_in(cluster, namespace, tmp_path_factory.mktemp("releaser")))
             project.commit("Release to a cluster")
             yield Place(cluster=cluster, namespace=namespace, project=project)
 
