@@ -19,6 +19,9 @@ LOCKED = ["--require-hashes", "--no-deps", "-r", "app/requirements.txt"]
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, sorted(PYENV.glob("versions/3.*/bin")))])
 
+# Hundreds of commands are started, and each would compile every module anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 nox.needs_version = ">=2026.0"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"

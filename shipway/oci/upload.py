@@ -27,6 +27,7 @@ from shipway.oci.transport import Answer, Body, Call, Transport
 
 PIECE_BYTES = 1 << 20  # so much of a blob is in memory; one that is no bigger goes in a single request
 CHUNK_BYTES = 16 << 20
+_BIG_BYTES = 1 << 16
 _STEADY_TRIES = 3  # without progress; then the upload is begun anew, in chunks
 _CANCEL_S = 5.0
 
@@ -241,22 +242,41 @@ class _Outgoing:
     def _taken(self, end: int) -> bytes:
         """Take the next piece from the source, up to `end`."""
         count = min(PIECE_BYTES, end - self._position)
-        self._fill(count)
-        piece = bytes(self._buffer[:count])
-        del self._buffer[:count]
+        piece = self._whole(count) or self._filled(count)
         self._hashed.update(piece)
         self._position += len(piece)
-        if len(piece) < count or self._position == self._blob.size_bytes:
+        if not piece or self._position == self._blob.size_bytes:
             self._prove()
         return piece
 
+    def _whole(self, count: int) -> bytes | None:
+        """Return a big piece as it came, if the next one is: copying weights takes as long as hashing them."""
+        if self._buffer:
+            return None
+        piece = next(self._source_pieces, b"")
+        if _BIG_BYTES <= len(piece) <= count:
+            return piece
+        self._buffer += piece
+        return None
+
+    def _filled(self, count: int) -> bytes:
+        self._fill(count)
+        piece = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return piece
+
     def _fill(self, count: int) -> None:
+        while len(self._buffer) < count:
+            piece = next(self._source_pieces, None)
+            if piece is None:
+                return
+            self._buffer += piece
+
+    @property
+    def _source_pieces(self) -> Iterator[bytes]:
         if self._pieces is None:
             self._pieces = iter(self._source())
-        for piece in self._pieces:
-            self._buffer += piece
-            if len(self._buffer) >= count:
-                return
+        return self._pieces
 
     def _prove(self) -> None:
         self._fill(1)

@@ -139,7 +139,8 @@ def _uv() -> str:
 def _install_command(uv: str, lock: Path, into: Path, target: Target) -> list[str]:
     return [
         *(uv, "pip", "install", "--quiet", "--target", str(into), "--requirements", str(lock)),
-        *("--require-hashes", "--only-binary", ":all:", "--no-deps", "--link-mode", "copy", "--no-compile-bytecode"),
+        *("--require-hashes", "--only-binary", ":all:", "--no-deps", "--no-compile-bytecode"),
+        *("--link-mode", "hardlink"),  # they are read once and deleted: copies would cost a second of disk
         *("--python", sys.executable, "--python-version", target.python),
         *("--python-platform", _UV_PLATFORMS[target.platform]),
     ]

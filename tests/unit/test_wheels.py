@@ -152,7 +152,7 @@ def test_uv_is_asked_for_the_image_python_when_the_layers_are_not_known(tmp_path
     (words,) = uv.asked
     assert words[words.index("--require-hashes") :][:7] == [
         *("--require-hashes", "--only-binary", ":all:", "--no-deps"),
-        *("--link-mode", "copy", "--no-compile-bytecode"),
+        *("--no-compile-bytecode", "--link-mode", "hardlink"),
     ]
     assert words[-4:] == ["--python-version", "3.13", "--python-platform", "aarch64-unknown-linux-gnu"]
     assert uv.lock == LOCK
