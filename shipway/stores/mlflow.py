@@ -405,7 +405,9 @@ class Mlflow:
             self._complete(name, number, data, run)
         except BaseException:
             with contextlib.suppress(ModelError):
-                self._delete_version(name, number)
+                there = self._version(name, number)
+                if there and not there.is_whole:  # else somebody else of the same content has finished it
+                    self._delete_version(name, number)
             raise
         return True
 
@@ -615,7 +617,9 @@ class Mlflow:
         token = ""
         for _ in range(_MOST_PAGES):
             asked = {"max_results": _PAGE, **(query or {}), **({"page_token": token} if token else {})}
-            told = self._ask(method, path, query=asked) or {}
+            told = self._ask(method, path, query=asked)
+            if told is None:
+                raise StoreRefused(f"{self} has no {path}: no MLflow answers there", advice="mend [model] store")
             yield from told.get(what, [])
             before, token = token, str(told.get("next_page_token", ""))
             if not token or token == before:

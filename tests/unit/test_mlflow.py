@@ -100,6 +100,11 @@ def test_latest_is_one_request_when_the_server_sorts(tmp_path: Path) -> None:
     assert len(server.asked) == 1
 
 
+def test_a_server_that_is_no_mlflow_is_told_apart_from_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreRefused, match="no MLflow answers there"):
+        registry(lambda _request: said(404, text="<html>not found</html>"), tmp_path).children("")
+
+
 @pytest.mark.parametrize("key", ["a//b", "../a", "a/./b", "a/b\0"])
 def test_a_key_that_is_none_is_refused(tmp_path: Path, key: str) -> None:
     def nobody(request: httpx.Request) -> httpx.Response:
