@@ -372,7 +372,7 @@ class Catalogue:
         if expected is not None and not self._swaps:
             raise StoreRefused(
                 f"{self} cannot move an alias only if it names {expected}: it does not compare before it moves one",
-                advice="look with invoke model.show, then promote without --expected; docs/stores.md says why",
+                advice="look with invoke model.list, then promote without --expected; docs/stores.md says why",
             )
         with self._announced(name, who, versions=[version]):
             self.show(name, version)

@@ -16,6 +16,7 @@ https://mlflow.org/docs/latest/api_reference/rest-api.html
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import threading
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import httpx
 
@@ -51,6 +52,7 @@ _MOST_PAGES = 1000
 _SMALL_BYTES = 16 << 20
 _NUMBERED = re.compile(r"([1-9][0-9]{0,11})\.json")
 _RUNS = re.compile(r"runs:/([0-9a-zA-Z_-]+)/?(.*)")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 _MLMODEL = """\
 artifact_path: model
 flavors:
@@ -152,6 +154,20 @@ def _base(address: str) -> httpx.URL:
     return base
 
 
+def _sane(method: _Method) -> _Method:
+    """Turn what comes of a server's nonsense into an error that says so; a key that is none stays a `ValueError`."""
+
+    @functools.wraps(method)
+    def checked(self: Mlflow, key: str, *given: Any, **named: Any) -> Any:
+        _parts(key)
+        try:
+            return method(self, key, *given, **named)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise StoreRefused(f"{self} does not answer as MLflow does ({type(error).__name__}: {key})") from error
+
+    return cast("_Method", checked)
+
+
 def key_of(model: Model, file: ModelFile) -> str:
     """Return the key of a model's file here: by its name, so that mlflow itself can load the folder."""
     return f"{model.name}/models/{model.digest.hex}/{file.path}"
@@ -188,6 +204,7 @@ class Mlflow:
 
     # -- a store -------------------------------------------------------------------------
 
+    @_sane
     def read(self, key: str) -> Stored | None:
         """See `Store.read`."""
         name, folder, rest = _parts(key)
@@ -199,6 +216,7 @@ class Mlflow:
         path = self._path(key)
         return self._small(path) if path else None
 
+    @_sane
     def create(self, key: str, data: bytes) -> bool:
         """See `Store.create`; of two who write one key in the same moment, both may be told that it is theirs."""
         name, folder, rest = _parts(key)
@@ -210,6 +228,7 @@ class Mlflow:
             return False
         return self._write(key, data)
 
+    @_sane
     def replace(self, key: str, data: bytes, *, etag: str) -> bool:
         """See `Store.replace`; looked at before and after, since MLflow does not compare."""
         name, folder, rest = _parts(key)
@@ -218,6 +237,7 @@ class Mlflow:
         stored = self.read(key)
         return stored is not None and stored.etag == etag and self._write(key, data)
 
+    @_sane
     def find(self, key: str) -> Found | None:
         """See `Store.find`."""
         path = self._path(key)
@@ -237,6 +257,7 @@ class Mlflow:
         except (ModelMissing, Replaced) as error:
             raise type(error)(f"{self}/{key}: {error.message}") from error
 
+    @_sane
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
         name, folder, rest = _parts(key)
@@ -253,6 +274,7 @@ class Mlflow:
         elif path := self._path(key):
             self._artifacts.delete(path)
 
+    @_sane
     def children(self, folder: str) -> list[str]:
         """See `Store.children`; versions that mlflow itself registered are left out until they were read once."""
         name, part, _rest = _parts(folder)
@@ -268,6 +290,7 @@ class Mlflow:
         registered = ["aliases", "models", "versions"] if not part and self._model(name) else []
         return [*registered, *(child.name for child in self._artifacts.children(path))] if path else registered
 
+    @_sane
     def holders(self, name: str, digest: Digest) -> list[int]:
         """Return which whole versions have this content, as their tags say; mlflow's own are never looked into."""
         return [
@@ -344,7 +367,9 @@ class Mlflow:
         ]
         if unread:
             told = ", ".join(map(str, sorted(unread)[-_FEW:]))
-            self._warn(f"{name}: mlflow registered {told}, not read here yet: invoke model.show NUMBER reads one")
+            self._warn(
+                f"{name}: mlflow registered {told}, not read here yet: invoke model.show --version NUMBER reads one"
+            )
         # one that waits for its manifest is not there yet, but a publisher has to come as far as before it
         before = {taken - 1 for taken, _ in [self._known.taken.get(name, (0, ""))] if taken > 1}
         return sorted({version.number for version in whole if version.number not in unread} | before)

@@ -236,7 +236,7 @@ def test_mlflows_own_version_is_fetched_once_and_listed_once_it_was_read(
     tracking: Tracking, notebook: Notebook, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert open_catalogue(tracking.address, root=tmp_path).versions(notebook.theirs) == ()
-    assert "mlflow registered 1, not read here yet: invoke model.show NUMBER" in capsys.readouterr().err
+    assert "mlflow registered 1, not read here yet: invoke model.show --version NUMBER" in capsys.readouterr().err
     shown = open_catalogue(tracking.address, root=tmp_path).show(notebook.theirs, 1)
     assert "has no golden cases" in capsys.readouterr().err
     with Proxy(tracking.host) as between:

@@ -105,6 +105,12 @@ def test_a_server_that_is_no_mlflow_is_told_apart_from_an_empty_one(tmp_path: Pa
         registry(lambda _request: said(404, text="<html>not found</html>"), tmp_path).children("")
 
 
+@pytest.mark.parametrize("told", [[1], {"registered_model": {"aliases": [{"alias": "x"}]}}, {"registered_model": 5}])
+def test_an_answer_that_is_nonsense_is_told_as_that(tmp_path: Path, told: object) -> None:
+    with pytest.raises(StoreRefused, match="does not answer as MLflow does"):
+        registry(lambda _request: said(200, json=told), tmp_path).read("adds/aliases/x.json")
+
+
 @pytest.mark.parametrize("key", ["a//b", "../a", "a/./b", "a/b\0"])
 def test_a_key_that_is_none_is_refused(tmp_path: Path, key: str) -> None:
     def nobody(request: httpx.Request) -> httpx.Response:
