@@ -1,4 +1,4 @@
-"""The same model makes the same image, wherever it lives: a folder, Azure, S3."""
+"""The same model makes the same image, wherever it lives: a folder, Azure, S3, MLflow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from shipway.console import Console
 from shipway.stores import Access, open_catalogue
 from tests.stores.parts import ACCOUNT, CONTAINER, Azurite, S3Server
+from tests.stores.tracking import Tracking
 from tests.system.project import Project, adder
 
 
@@ -20,13 +21,14 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 def test_release_makes_the_same_image_when_the_model_lives_elsewhere(
-    project: Project, azurite: Azurite, s3: S3Server, prefix: str
+    project: Project, azurite: Azurite, s3: S3Server, tracking: Tracking, prefix: str
 ) -> None:
     model = project.root.parent / "model"
     here = _released(project, {})
     places: dict[str, tuple[Access, Mapping[str, str]]] = {
         f"az://{ACCOUNT}/{CONTAINER}/{prefix}": (azurite.access(), azurite.settings()),
         f"s3://{CONTAINER}/{prefix}": (s3.access(), s3.settings()),
+        tracking.address: (Access(), {}),
     }
     shutil.rmtree(project.root.parent / "store")
 
