@@ -90,38 +90,13 @@ def _from_here(site: Site, aim: Aim, *, workers: int) -> LoadReport:
 
 def _from_inside(site: Site, url: str | None, *, workers: int) -> LoadReport:
     generators, settings = site.generators, site.settings.loadcheck
+    site.require_runnable()
     aim = _aim(site, url)
     if url is None:
         aim = replace(aim, url=generators.address() or aim.url)
     stage.check_url(aim.url)
     stage.require_users(site.root / settings.locustfile)
-    asks = bool(exchanges.load(aim.model))
-    image = _pushed(site, aim.model)
-    wanted = Wanted(
-        service=generators.service,
-        name=fresh_name(generators.service),
-        image=f"{site.settings.rollout.pull_from or image.repository}@{image.digest}",
-        python=("python",),
-        load=(
-            *("--locustfile", f"/srv/{settings.locustfile},{generator.METER}"),
-            *stage.options(
-                settings,
-                site.settings.service,
-                url=aim.url,
-                seconds=settings.seconds,
-                builds=aim.builds is not None,
-                workers=workers,
-            ),
-        ),
-        variables=stage.user_variables(
-            exchanges=f"{generator.MODEL}/{exchanges.FOLDER}" if asks else "",
-            ready_path=site.settings.service.ready_path,
-            check_answers=True,
-        ),
-        workers=workers,
-        lasts_s=stage.longest_s(settings, settings.seconds),
-        who=site.who,
-    )
+    wanted = _wanted(site, aim, generators.service, workers=workers)
     with site.loadtest_lock.acquire(owner=site.who, what="load test", wait=False, tell=site.tell):
         generators.sweep()
         report = stage.measure(
@@ -137,6 +112,31 @@ def _from_inside(site: Site, url: str | None, *, workers: int) -> LoadReport:
         )
     stage.require_pass(report)
     return report
+
+
+def _wanted(site: Site, aim: Aim, service: str, *, workers: int) -> Wanted:
+    """Return what is started in the cluster; its image is pushed."""
+    settings, owed = site.settings.loadcheck, site.settings.service
+    asks = bool(exchanges.load(aim.model))
+    image = _pushed(site, aim.model)
+    load = stage.options(
+        settings, owed, url=aim.url, seconds=settings.seconds, builds=aim.builds is not None, workers=workers
+    )
+    return Wanted(
+        service=service,
+        name=fresh_name(service),
+        image=f"{site.settings.rollout.pull_from or image.repository}@{image.digest}",
+        python=("python",),
+        load=("--locustfile", f"/srv/{settings.locustfile},{generator.METER}", *load),
+        variables=stage.user_variables(
+            exchanges=f"{generator.MODEL}/{exchanges.FOLDER}" if asks else "",
+            ready_path=owed.ready_path,
+            check_answers=True,
+        ),
+        workers=workers,
+        lasts_s=stage.longest_s(settings, settings.seconds),
+        who=site.who,
+    )
 
 
 def _pushed(site: Site, model: Path) -> ImageRef:

@@ -168,5 +168,5 @@ def test_error_has_what_the_cluster_says_when_the_image_cannot_be_pulled(place: 
 
     assert json.loads(out)["error"]["kind"] == "GeneratorsNotStarted"
     assert "InvalidImageName" in err
-    assert re.search(r"InspectFailed adder-loadtest-\w+-worker-\w+: ", err), err
+    assert re.search(r"InspectFailed adder-loadtest-\w+-(master|worker)-\w+: ", err), err
     assert place.there() == before
