@@ -185,8 +185,15 @@ def _pieces(path: str) -> Iterator[bytes]:
             yield piece
 
 
+def _peak_bytes() -> int:
+    """Return what this program had in memory at most; `ru_maxrss` would count its parent's memory too."""
+    status = Path("/proc/self/status").read_text("ascii")
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+
+
 if __name__ == "__main__":
     move = MOVES[sys.argv[1]](json.load(sys.stdin))
     began = time.perf_counter()
     move()
-    print(json.dumps({"seconds": time.perf_counter() - began}))
+    seconds = time.perf_counter() - began
+    print(json.dumps({"seconds": seconds, "peak_bytes": _peak_bytes()}))

@@ -133,20 +133,13 @@ class Place:
 
 
 def _run(name: str, given: dict[str, Any], authority: Path | None) -> Moved:
-    """Run it, and look at what its process had in memory at most: this one's own weight does not count there."""
+    """Run it to its good end."""
     environ = os.environ | ({"SSL_CERT_FILE": str(authority)} if authority else {})
     argv = [sys.executable, "-W", "ignore", "-m", "benchmarks.movers", name]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as given_file:
-        given_file.write(json.dumps(given).encode())
-        given_file.seek(0)
-        process = subprocess.Popen(argv, stdin=given_file, stdout=out, env=environ, cwd=ROOT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            message = f"{name} ended with {process.returncode}"
-            raise RuntimeError(message)
-        out.seek(0)
-        return Moved(seconds=json.loads(out.read())["seconds"], peak_bytes=usage.ru_maxrss * 1024)
+    done = subprocess.run(
+        argv, input=json.dumps(given).encode(), stdout=subprocess.PIPE, env=environ, cwd=ROOT, check=True
+    )
+    return Moved(**json.loads(done.stdout))
 
 
 def _azure(azurite: parts.Azurite, folder: Path) -> Place:
@@ -166,7 +159,7 @@ def _s3(s3: parts.S3Server, folder: Path) -> Place:
 
 
 def _weights(path: Path, size_bytes: int) -> Weights:
-    """Write noise, a piece at a time: what this process weighs would count as its children's peak."""
+    """Write noise, a piece at a time."""
     noise, hashed, left = random.Random(size_bytes), hashlib.sha256(), size_bytes  # noqa: S311 - the same each time
     with path.open("wb") as file:
         while left:

@@ -10,6 +10,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Sto
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import threading
 from collections.abc import Iterable, Iterator
@@ -136,7 +137,7 @@ class Bucket:
 
             def send(numbered: tuple[int, bytes]) -> tuple[dict[str, Any], int]:
                 number, data = numbered
-                done = self._ask(key, "upload_part", **upload, PartNumber=number, Body=data)
+                done = self._ask(key, "upload_part", **upload, PartNumber=number, body=data)
                 return {"PartNumber": number, "ETag": done["ETag"]}, len(data)
 
             numbered = enumerate(transfer.blocks(pieces, part_bytes), start=1)
@@ -221,8 +222,10 @@ class Bucket:
             if found is None or found.size_bytes != size_bytes:
                 raise
 
-    def _ask(self, key: str, operation: str, **more: Any) -> Any:
+    def _ask(self, key: str, operation: str, *, body: bytes | None = None, **more: Any) -> Any:
         def once(_again: bool) -> Any:  # noqa: FBT001 - of `persist`
+            if body is not None:
+                more["Body"] = io.BytesIO(body)  # anew for each try; bytes would be copied once more on their way
             with self._translated(key):
                 return getattr(self._client, operation)(**self._named(key), **more)
 

@@ -26,7 +26,7 @@ from shipway.stores.objects import Found
 
 RANGE_BYTES = 8 << 20
 THREADS = 16  # of a download; an upload holds its blocks in memory
-UP_THREADS = 8
+UP_THREADS = 6
 _AHEAD_BYTES = 2 << 20
 _SHORT_TRIES = 3
 _HELD = struct.Struct("<I")
@@ -140,14 +140,19 @@ def ahead(source: Source, size_bytes: int) -> Iterator[bytes]:
 
 def blocks(pieces: Iterable[bytes], block_bytes: int) -> Iterator[bytes]:
     """Yield the same bytes in blocks of this size, the last one shorter."""
-    held = bytearray()
+    held: list[bytes] = []
+    held_bytes = 0
     for piece in pieces:
-        held += piece
-        while len(held) >= block_bytes:
-            yield bytes(held[:block_bytes])
-            del held[:block_bytes]
+        view = memoryview(piece)
+        while held_bytes + len(view) >= block_bytes:
+            part, view = view[: block_bytes - held_bytes], view[block_bytes - held_bytes :]
+            yield b"".join([*held, part])
+            held, held_bytes = [], 0
+        if view:
+            held.append(bytes(view))
+            held_bytes += len(view)
     if held:
-        yield bytes(held)
+        yield b"".join(held)
 
 
 def require_size(key: str, came: int, size_bytes: int) -> None:
