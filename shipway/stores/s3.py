@@ -131,7 +131,7 @@ class Bucket:
             transfer.require_size(key, len(data), size_bytes)
             self._write(key, data)
             return
-        upload = {"UploadId": self._ask(key, "create_multipart_upload")["UploadId"]}
+        upload: dict[str, Any] = {"UploadId": self._ask(key, "create_multipart_upload")["UploadId"]}
         try:
             sent_bytes, parts = 0, []
 
@@ -212,7 +212,7 @@ class Bucket:
 
         return persist(self._clock, once)
 
-    def _complete(self, key: str, upload: dict[str, str], parts: list[dict[str, Any]], size_bytes: int) -> None:
+    def _complete(self, key: str, upload: dict[str, Any], parts: list[dict[str, Any]], size_bytes: int) -> None:
         try:
             self._ask(key, "complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
         except (
