@@ -58,6 +58,20 @@ def never_ready(environ, start_response):
     return answer(environ, start_response)
 
 
+def wrong(environ, start_response):
+    if environ["PATH_INFO"] != "/score":
+        return answer(environ, start_response)
+    body = json.dumps(json.loads(answer(environ, lambda *_: None)[0]) | {"sum": -1}).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def late(environ, start_response):
+    import time
+    time.sleep(0.3)
+    return answer(environ, start_response)
+
+
 def slow(environ, start_response):
     import time
     if environ["PATH_INFO"] == "/slow":

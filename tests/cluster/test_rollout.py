@@ -56,14 +56,22 @@ def adder(released: Adder) -> Iterator[Adder]:
 # -- good releases ---------------------------------------------------------------------------
 
 
-def test_no_request_fails_when_good_versions_follow_one_another(adder: Adder) -> None:
-    before = adder.builds()
+def test_no_request_fails_when_good_and_refused_versions_follow_one_another(adder: Adder) -> None:
+    """Three good ones and three refused ones; what users met is only what was released."""
+    before, builds = adder.builds(), []
     with Referee(adder.url, rate=RATE) as referee:
-        builds = []
-        for word in ("two", "three"):
+        for word, fault, code in (
+            ("one", "raise RuntimeError('no weights')", 51),
+            ("two", "return errors", 60),
+            ("three", "return wrong", 53),
+        ):
             adder.touched(word)
             builds.append(adder.project.facts("release")["current"]["build"])
+            adder.broken(fault)
+            adder.project.invoke("release", exits=code)
+            adder.project.git("reset", "--quiet", "--hard", "HEAD~1")
 
+    print(referee.summary())  # noqa: T201 - the figures, for `pytest -s`
     assert referee.failed() == [], referee.summary()
     assert referee.builds() == [*before, *builds]
     assert adder.builds() == {builds[-1]}
@@ -88,6 +96,8 @@ def test_both_replicas_run_the_digest_when_it_was_released(adder: Adder) -> None
         pytest.param("return never_ready", 51, "not ready|ready", id="never gets ready"),
         pytest.param("public or threading.Timer(4, end).start()", 60, "fail", id="ends when it was ready"),
         pytest.param("return errors", 60, "failures", id="answers with errors"),
+        pytest.param("return wrong", 53, "sum", id="predicts wrongly"),
+        pytest.param("return late", 60, "p95", id="answers late"),
         pytest.param("os.environ['SHIPWAY_BUILD'] = 'another'", 52, "another", id="says another build"),
         pytest.param("bytearray(300_000_000)", 51, "OOMKilled", id="is killed for memory"),
     ],
@@ -97,7 +107,11 @@ def test_candidate_is_refused_and_users_never_meet_it_when_it(adder: Adder, faul
     adder.broken(fault)
     with Referee(adder.url, rate=RATE) as referee:
         _, err = adder.project.invoke(
-            "release", exits=code, SHIPWAY_SERVICE_START_TIMEOUT_S="10", SHIPWAY_LOADCHECK_SECONDS="6"
+            "release",
+            exits=code,
+            SHIPWAY_SERVICE_START_TIMEOUT_S="10",
+            SHIPWAY_LOADCHECK_SECONDS="6",
+            SHIPWAY_LOADCHECK_MAX_P95_MS="250",
         )
 
     assert re.search(told, err)
@@ -115,6 +129,33 @@ def test_candidate_is_refused_when_its_nodes_cannot_pull_it(adder: Adder) -> Non
 
     assert re.search("ErrImagePull|ImagePullBackOff", err)
     assert (referee.failed(), set(referee.builds())) == ([], before)
+
+
+def test_check_without_figures_passes_nobody_and_condemns_nothing(adder: Adder) -> None:
+    before = adder.builds()
+    adder.project.write("broken.py", "raise RuntimeError('the generator is broken')\n")
+    adder.touched("unmeasured")
+    with Referee(adder.url, rate=RATE) as referee:
+        _, err = adder.project.invoke("release", exits=61, SHIPWAY_LOADCHECK_LOCUSTFILE="broken.py")
+        refused = adder.builds()
+        again = adder.project.facts("release")
+
+    assert "the generator is broken" in err
+    assert (refused, again["outcome"]) == (before, "released")
+    assert referee.failed() == [], referee.summary()
+
+
+def test_second_release_names_the_first_and_waits_for_it_when_told_to(adder: Adder) -> None:
+    adder.touched("first")
+    first = adder.project.start("release", "--json")
+    kill_at(first, re.compile(r"^rollout +starting"), signal.SIGCONT)
+    _, refused = adder.project.invoke("release", exits=4)
+    waited = adder.project.facts("release", "--wait")
+    out, err = first.communicate(timeout=240)
+
+    assert first.returncode == 0, err
+    assert re.search(r"\(process \d+\), since .*: release of", refused)
+    assert (json.loads(out)["outcome"], waited["outcome"]) == ("released", "unchanged")
 
 
 def test_slow_start_is_waited_for(adder: Adder) -> None:
