@@ -31,7 +31,7 @@ from shipway.stores.transfer import Source
 _MLFLOWS_OWN = frozenset(
     {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json", "serving_input_example.json"}
 )
-_MOST_FILES = 1000
+MOST_FILES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,5 +147,5 @@ def _require_model(version: Registered, listing: Mapping[str, int]) -> None:
             f"{version.where}: there is no {safety.MODEL}; it holds {found}",
             advice="log it with mlflow.onnx.log_model: shipway releases ONNX alone",
         )
-    if len(listing) > _MOST_FILES:
-        raise ModelRefused(f"{version.where} has {len(listing):,} files, more than {_MOST_FILES:,}")
+    if len(listing) > MOST_FILES:
+        raise ModelRefused(f"{version.where} has more than {MOST_FILES:,} files")

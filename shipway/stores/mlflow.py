@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import re
 import threading
@@ -31,10 +32,10 @@ import httpx
 
 from shipway.artifacts import Digest, Model, ModelFile
 from shipway.console import Tell
-from shipway.errors import ModelCorrupt, ModelError, ModelMissing, NotConfigured, StoreRefused
+from shipway.errors import ModelCorrupt, ModelError, ModelMissing, ModelRefused, NotConfigured, StoreRefused
 from shipway.proc import Run
 from shipway.stores import manifest
-from shipway.stores.adopt import Adopter, Registered
+from shipway.stores.adopt import MOST_FILES, Adopter, Registered
 from shipway.stores.artifacts import Artifact, Artifacts, Proxied
 from shipway.stores.manifest import ModelVersion, Move
 from shipway.stores.objects import Access, Found, Replaced, Stored
@@ -49,6 +50,7 @@ _ROLE = "shipway.role"  # a tag of a run: the set digest of the files it holds, 
 _OBJECTS = "objects"
 _PAGE, _FEW = 1000, 20
 _MOST_PAGES = 1000
+_DEEPEST = 10
 _SMALL_BYTES = 16 << 20
 _NUMBERED = re.compile(r"([1-9][0-9]{0,11})\.json")
 _RUNS = re.compile(r"runs:/([0-9a-zA-Z_-]+)/?(.*)")
@@ -322,10 +324,12 @@ class Mlflow:
         """Return what `adopt` needs to make a manifest."""
 
         def listing(folder: str = "", depth: int = 0) -> Iterator[tuple[str, int | None]]:
+            if depth > _DEEPEST:
+                raise ModelRefused(f"{self}/{name}/{version.number} has folders in more than {_DEEPEST} folders")
             for child in self._artifacts.children(f"{place}/{folder}".rstrip("/")):
                 if not child.is_folder:
                     yield f"{folder}{child.name}", child.size_bytes
-                elif depth < 10:  # noqa: PLR2004 - a folder that holds itself ends somewhere
+                else:
                     yield from listing(f"{folder}{child.name}/", depth + 1)
 
         return Registered(
@@ -336,7 +340,7 @@ class Mlflow:
             publisher=version.publisher,
             created=version.created,
             metrics=lambda: self._metrics(version),
-            listing=lambda: dict(listing()),
+            listing=lambda: dict(itertools.islice(listing(), MOST_FILES + 1)),
             file=lambda path: Artifact(self._artifacts, f"{place}/{path}"),
         )
 

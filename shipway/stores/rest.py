@@ -33,6 +33,7 @@ from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, retry_af
 _HEADERS = {"User-Agent": f"shipway/{__version__}", "Accept-Encoding": "identity"}
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _DOCUMENT_BYTES = 64 << 20
+_ANSWER_S = 120.0  # for a whole document, however slowly its bytes drip
 _SHOWN = 300  # characters of what a server says of its errors
 _RENEW_S = 300  # so long before its end a token is asked for anew
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST"})
@@ -231,9 +232,11 @@ def _document(told: str, response: httpx.Response) -> Any:
 
 
 def _read(told: str, response: httpx.Response, *, limit: int) -> bytes:
-    body = bytearray()
+    body, until = bytearray(), time.monotonic() + _ANSWER_S
     for piece in response.iter_raw():
         body += piece
+        if time.monotonic() > until:
+            raise Passing(f"{told}: the answer took longer than {_ANSWER_S:.0f} s")
         if len(body) > limit:
             raise Answered(f"{told}: the answer has more than {limit:,} bytes")
     return bytes(body)

@@ -6,16 +6,21 @@ import contextlib
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from shipway.artifacts import Digest, ModelFile
+from shipway.console import Console
+from shipway.proc import Proc
 from shipway.stores.azure import open_azure
 from shipway.stores.cache import Cache
-from shipway.stores.objects import Blob, Store
+from shipway.stores.mlflow import open_mlflow
+from shipway.stores.objects import Access, Blob, Store
 from shipway.stores.patience import Clock
 from shipway.stores.s3 import open_s3
 from tests.docker.proxy import Proxy, Secure
 from tests.stores.parts import ACCOUNT, CONTAINER, Azurite, S3Server
+from tests.stores.tracking import Tracking
 
 READ = r"^GET .*/blob(\?|$)"
 LOOK = r"^HEAD "
@@ -30,16 +35,17 @@ class Front:
     proxy: Proxy
     store: Store
     direct: Store
+    key: str = KEY
     slept: list[float] = field(default_factory=list)
 
     def put(self, data: bytes) -> ModelFile:
         """Store one large object, with no harm done to it."""
-        self.direct.put(KEY, [data], size_bytes=len(data))
+        self.direct.put(self.key, [data], size_bytes=len(data))
         return ModelFile(path="model.onnx", digest=Digest.of(data), size_bytes=len(data))
 
     def pull(self, file: ModelFile, folder: Path) -> bytes:
         """Fetch it through the proxy into a cache, and return what is there then."""
-        return Cache(folder).fetch(file, Blob(self.store, KEY), lambda _count: None).read_bytes()
+        return Cache(folder).fetch(file, Blob(self.store, self.key), lambda _count: None).read_bytes()
 
 
 @contextlib.contextmanager
@@ -70,6 +76,21 @@ def s3(server: S3Server, prefix: str) -> Iterator[Front]:
         )
 
 
-def _front(kind: str, proxy: Proxy, opened: Callable[[Clock], Store], direct: Store) -> Front:
+@contextlib.contextmanager
+def mlflow(tracking: Tracking, prefix: str) -> Iterator[Front]:
+    """Stand in front of the MLflow server."""
+    with Proxy(tracking.host) as proxy:
+        opened = partial(open_mlflow, access=Access(), cache=tracking.artifacts, run=Proc(), tell=Console())
+        yield _front(
+            "mlflow",
+            proxy,
+            lambda clock: opened(f"mlflow+http://{proxy.address}", clock=clock),
+            opened(tracking.address),
+            key=f"{prefix}/{KEY}",
+        )
+
+
+def _front(kind: str, proxy: Proxy, opened: Callable[[Clock], Store], direct: Store, *, key: str = KEY) -> Front:
     slept: list[float] = []
-    return Front(kind=kind, proxy=proxy, store=opened(Clock(sleep=slept.append)), direct=direct, slept=slept)
+    store = opened(Clock(sleep=slept.append))
+    return Front(kind=kind, proxy=proxy, store=store, direct=direct, key=key, slept=slept)
