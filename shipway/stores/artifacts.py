@@ -198,7 +198,12 @@ def ranged(path: str, response: httpx.Response, *, start: int, etag: str | None)
     match = _RANGE.fullmatch(response.headers.get("content-range", ""))
     if match is None or match[1] is None or int(match[1]) != start:
         raise Passing(f"{path}: another range came than was asked for")
-    yield from response.iter_raw()
+    came, said = 0, int(match[2]) + 1 - start
+    for piece in response.iter_raw():
+        yield piece
+        came += len(piece)
+    if came < said:
+        raise Passing(f"{path}: {came:,} of {said:,} bytes came")
 
 
 def whole_bytes(response: httpx.Response) -> int | None:

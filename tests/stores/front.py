@@ -94,3 +94,11 @@ def _front(kind: str, proxy: Proxy, opened: Callable[[Clock], Store], direct: St
     slept: list[float] = []
     store = opened(Clock(sleep=slept.append))
     return Front(kind=kind, proxy=proxy, store=store, direct=direct, key=key, slept=slept)
+
+
+FRONTS: dict[str, tuple[Callable[..., contextlib.AbstractContextManager[Front]], str]] = {
+    "azure": (azure, "azurite"),
+    "s3": (s3, "s3"),
+    "mlflow": (mlflow, "tracking"),
+}
+"""What stands in front of each store, and the fixture of the store itself."""

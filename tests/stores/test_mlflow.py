@@ -390,22 +390,6 @@ def big(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> Trackin
     return tracking
 
 
-@pytest.mark.parametrize(
-    "act",
-    [proxy.cut_download(300_000), proxy.end_short(1000), proxy.shorten(1000), proxy.flip_a_bit(4_000_000)],
-    ids=["cut", "ended short", "shortened", "flipped"],
-)
-def test_a_file_comes_whole_when_an_answer_is_broken(big: Tracking, tmp_path: Path, act: proxy.Act) -> None:
-    with Proxy(big.host) as between:
-        store = registry(f"mlflow+http://{between.address}", tmp_path)
-        script = between.script(proxy.Fault(on="^GET .*/blob$", skip=1, act=act))
-
-        fetched = fetch(store, tmp_path)
-
-        assert script.done == 1
-        assert fetched == BIG
-
-
 def test_a_file_comes_once_when_the_server_knows_no_ranges(big: Tracking, tmp_path: Path) -> None:
     def forget_ranges(exchange: proxy.Exchange) -> None:
         headers = {name: value for name, value in exchange.call.headers.items() if name != "range"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,18 +19,14 @@ ROUNDS = 100  # for each store
 _RANGE_BYTES = 1 << 18
 
 
-FRONTS = {"azure": (front.azure, "azurite"), "s3": (front.s3, "s3"), "mlflow": (front.mlflow, "tracking")}
-
-
-@pytest.mark.parametrize("kind", FRONTS)
+@pytest.mark.parametrize("kind", front.FRONTS)
 def test_cache_never_holds_a_wrong_byte(
     kind: str, request: pytest.FixtureRequest, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "RANGE_BYTES", _RANGE_BYTES)  # ranges of the real size would move gigabytes
     rng = random.Random(20261125)  # noqa: S311 - the same faults each time
     data = rng.randbytes(5 * _RANGE_BYTES + 777)
-    made: Any
-    made, part = FRONTS[kind]
+    made, part = front.FRONTS[kind]
     ended: dict[str, int] = {"right": 0, "refused": 0}
     harmed = 0
     with made(request.getfixturevalue(part), prefix) as faulty:
