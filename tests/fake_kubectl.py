@@ -92,7 +92,8 @@ class FakeKubectl:
 
     def start(self, argv: Sequence[str], on_line: Callable[[str], None]) -> Forwarding:
         """Stand for `kubectl port-forward`."""
-        assert "port-forward" in argv, argv
+        assert argv[5] == "port-forward", argv
+        assert argv[7].removeprefix("pod/") in self.names("pod"), argv
         on_line("Forwarding from 127.0.0.1")
         return Forwarding()
 

@@ -213,8 +213,8 @@ class Kubernetes:
         try:
             lacking = [each for each in manifests.needed(self._wanted) if not self._was_there(each)]
             self._kubectl.apply([*lacking, *beside], force=True)
-            self._watch(own, error=CandidateFailed, limit_s=self._service.start_timeout_s)
-            return Candidate(version=version, url=self._proven(own, version))
+            state = self._watch(own, error=CandidateFailed, limit_s=self._service.start_timeout_s)
+            return Candidate(version=version, url=self._proven(state.pods[0], version))
         except BaseException:
             with contextlib.suppress(ShipwayError):  # what went wrong first is what counts
                 self.discard_candidate()
@@ -312,10 +312,13 @@ class Kubernetes:
                 advice="delete it, or give the one in [rollout] overlay another name and [rollout] deployment that",
             )
 
-    def _proven(self, own: str, version: Version) -> str:
-        """Lead a port to the candidate, and have it say the right build there, some times in a row."""
-        cluster = self._kubectl.cluster
-        argv = partial(_forwarded, cluster.forward, f"service/{own}", self._service.port)
+    def _proven(self, pod: progress.Object, version: Version) -> str:
+        """Lead a port to the candidate, and have it say the right build there, some times in a row.
+
+        To its very pod: by its Service kubectl might choose one of the candidate before, which is ending.
+        """
+        cluster, own = self._kubectl.cluster, manifests.candidate_name(self._name)
+        argv = partial(_forwarded, cluster.forward, f"pod/{pod['metadata']['name']}", self._service.port)
         self._forward = Forward(argv, tell=self._tell, start=self._start)
         self._forward.open()
         deadline, in_a_row = self._clock() + _SETTLING_S, 0
@@ -338,8 +341,8 @@ class Kubernetes:
             what = f"ended and was started again ({again} times)" if again else "is not ready any more"
             raise CandidateFailed(f"{own} {what} while it was measured", tail=self._words(own))
 
-    def _watch(self, name: str, *, error: type[RolloutError], limit_s: float) -> None:
-        """Say what changes until all of a Deployment's replicas are new and available.
+    def _watch(self, name: str, *, error: type[RolloutError], limit_s: float) -> Progress:
+        """Say what changes until all of a Deployment's replicas are new and available; return that state.
 
         Raises `error` with events and last log lines, at once when it is hopeless.
         """
@@ -349,8 +352,8 @@ class Kubernetes:
             if deployment is None:
                 raise error(f"somebody deleted the Deployment {name}")
             state, now = self._look(deployment), self._clock()
-            if state.done:
-                return
+            if state.done and (state.pods or deployment["spec"]["replicas"] == 0):
+                return state
             if state.told != told:
                 self._tell.say("rollout", f"{name}: {state.told}")
                 told = state.told
