@@ -166,28 +166,23 @@ class AzureBlobs:
         block_bytes = max(_REQUEST_BYTES, -(-size_bytes // _MOST_BLOCKS))
         if size_bytes <= block_bytes:
             data = b"".join(pieces)
-            transfer.require_size(key, len(data), size_bytes)
+            transfer.require_size(len(data), size_bytes)
             self._write(key, data, overwrite=True)
             return
         before = self.find(key)
         mine = uuid.uuid4().hex
-        sent_bytes, staged = 0, []
 
-        def stage(numbered: tuple[int, bytes]) -> tuple[str, int]:
-            name, data = f"{mine}-{numbered[0]:05}", numbered[1]
+        def stage(number: int, data: bytes) -> BlobBlock:
+            name = f"{mine}-{number:05}"
 
             def once(_again: bool) -> None:  # noqa: FBT001 - of `persist`
                 with self._translated(key):
                     self._blob(key).stage_block(name, data, len(data), validate_content=True)
 
             persist(self._clock, once)
-            return name, len(data)
+            return BlobBlock(block_id=name)
 
-        numbered = enumerate(transfer.blocks(pieces, block_bytes))
-        for name, count in transfer.in_order(numbered, stage, threads=transfer.UP_THREADS, ahead=transfer.UP_THREADS):
-            staged.append(BlobBlock(block_id=name))
-            sent_bytes += count
-        transfer.require_size(key, sent_bytes, size_bytes)
+        staged = transfer.send(pieces, size_bytes, block_bytes, stage)
 
         def commit(_again: bool) -> None:  # noqa: FBT001 - of `persist`
             with self._translated(key):
@@ -200,7 +195,7 @@ class AzureBlobs:
             now = self.find(key)
             if "InvalidBlockList" not in error.message or now is None or now == before:
                 raise
-            transfer.require_size(key, now.size_bytes, size_bytes)
+            transfer.require_size(now.size_bytes, size_bytes)
 
     def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
         """See `Store.stream`."""

@@ -128,25 +128,17 @@ class Bucket:
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MOST_PARTS))
         if size_bytes <= part_bytes:
             data = b"".join(pieces)
-            transfer.require_size(key, len(data), size_bytes)
+            transfer.require_size(len(data), size_bytes)
             self._write(key, data)
             return
         upload: dict[str, Any] = {"UploadId": self._ask(key, "create_multipart_upload")["UploadId"]}
         try:
-            sent_bytes, parts = 0, []
 
-            def send(numbered: tuple[int, bytes]) -> tuple[dict[str, Any], int]:
-                number, data = numbered
+            def part(number: int, data: bytes) -> dict[str, Any]:
                 done = self._ask(key, "upload_part", **upload, PartNumber=number, body=data)
-                return {"PartNumber": number, "ETag": done["ETag"]}, len(data)
+                return {"PartNumber": number, "ETag": done["ETag"]}
 
-            numbered = enumerate(transfer.blocks(pieces, part_bytes), start=1)
-            for part, count in transfer.in_order(
-                numbered, send, threads=transfer.UP_THREADS, ahead=transfer.UP_THREADS
-            ):
-                parts.append(part)
-                sent_bytes += count
-            transfer.require_size(key, sent_bytes, size_bytes)
+            parts = transfer.send(pieces, size_bytes, part_bytes, part)
             self._complete(key, upload, parts, size_bytes)
         except BaseException:
             with contextlib.suppress(ShipwayError):  # a rule of the bucket's life cycle sweeps what is left

@@ -138,6 +138,34 @@ def ahead(source: Source, size_bytes: int) -> Iterator[bytes]:
         yield from pieces
 
 
+def send(
+    pieces: Iterable[bytes], size_bytes: int, block_bytes: int, work: Callable[[int, bytes], _Done]
+) -> list[_Done]:
+    """Do `work` with each block's number, from 1, and bytes; return what it made, in order.
+
+    No more blocks are in memory than are under way. Raises `ModelError` when another number
+    of bytes came than was said.
+    """
+    free, came = threading.Semaphore(UP_THREADS), 0
+
+    def numbered() -> Iterator[tuple[int, bytes]]:
+        nonlocal came
+        for number, block in enumerate(blocks(pieces, block_bytes), start=1):
+            came += len(block)
+            yield number, block
+            free.acquire()
+
+    def work_once(task: tuple[int, bytes]) -> _Done:
+        try:
+            return work(*task)
+        finally:
+            free.release()
+
+    done = list(in_order(numbered(), work_once, threads=UP_THREADS, ahead=size_bytes))
+    require_size(came, size_bytes)
+    return done
+
+
 def blocks(pieces: Iterable[bytes], block_bytes: int) -> Iterator[bytes]:
     """Yield the same bytes in blocks of this size, the last one shorter."""
     held: list[bytes] = []
@@ -155,10 +183,10 @@ def blocks(pieces: Iterable[bytes], block_bytes: int) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def require_size(key: str, came: int, size_bytes: int) -> None:
+def require_size(came: int, size_bytes: int) -> None:
     """Raise `ModelError` unless as much came to be stored as was said."""
     if came != size_bytes:
-        raise ModelError(f"{key}: {came:,} of {size_bytes:,} bytes came to be stored")
+        raise ModelError(f"{came:,} of {size_bytes:,} bytes came to be stored")
 
 
 def in_order(tasks: Iterable[_Task], work: Callable[[_Task], _Done], *, threads: int, ahead: int) -> Iterator[_Done]:
@@ -190,7 +218,7 @@ def in_order(tasks: Iterable[_Task], work: Callable[[_Task], _Done], *, threads:
     try:
         for task in tasks:
             under_way.append(begin(task))
-            if len(under_way) >= ahead:
+            while under_way and (len(under_way) >= ahead or under_way[0].done()):
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
