@@ -29,6 +29,7 @@ from shipway.stores.artifacts import ALSO, Child, ranged, whole_bytes
 from shipway.stores.mlflow import Mlflow
 from shipway.stores.objects import Access, Found
 from shipway.stores.patience import Clock, Passing, persist, resumed
+from shipway.stores.registry import Registry
 from shipway.stores.rest import Answered, Entra, Rest, is_loopback, open_client
 
 ROLE = "AzureML Data Scientist"
@@ -70,14 +71,13 @@ def open_azureml(
     )
     base = httpx.URL(f"https://{host}")
     client, login, clock = open_client(base, authority=access.authority), Entra(who, _SCOPE), clock or Clock()
-    registry, files = (
+    models, files = (
         Rest(base.copy_with(path=f"/{api}/v2.0{workspace}"), client=client, login=login, clock=clock)
         for api in ("mlflow", "artifact")
     )
     adopter = Adopter(cache=cache, run=run, tell=tell)
-    return Mlflow(
-        registry, Lent(files), address=address.rstrip("/"), adopter=adopter, warn=tell.warn, has_aliases=False
-    )
+    registry = Registry(models, address=address.rstrip("/"))
+    return Mlflow(registry, Lent(files), adopter=adopter, warn=tell.warn, has_aliases=False)
 
 
 class Lent:

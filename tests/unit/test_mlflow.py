@@ -23,6 +23,7 @@ from shipway.stores.artifacts import Proxied
 from shipway.stores.mlflow import Mlflow
 from shipway.stores.objects import Access, Found
 from shipway.stores.patience import Clock
+from shipway.stores.registry import Registry
 from shipway.stores.rest import Entra, Rest, Variables
 
 BASE = httpx.URL("https://mlflow.example/team")
@@ -44,7 +45,8 @@ def rest(answer: Answer, *, environ: Mapping[str, str] | None = None, waits: lis
 def registry(answer: Answer, folder: Path) -> Mlflow:
     way = rest(answer)
     adopter = Adopter(cache=folder, run=Proc(), tell=Console())
-    return Mlflow(way, Proxied(way), address="mlflow+https://mlflow.example/team", adopter=adopter, warn=print)
+    told = Registry(way, address="mlflow+https://mlflow.example/team")
+    return Mlflow(told, Proxied(way), adopter=adopter, warn=print)
 
 
 class Versions:
