@@ -366,7 +366,7 @@ class Mlflow:
             move = manifest.parse_move(told.encode(), where=alias)
             if (move.alias, move.version) == (alias, number):
                 return _stored_move(move)
-        why = "always the newest version" if alias == LATEST else "set by mlflow"
+        why = "published" if alias == LATEST else "set by mlflow"
         return _stored_move(Move(alias=alias, previous=None, version=number, who=who, when=when, why=why))
 
     def _point(self, name: str, alias: str, data: bytes, *, etag: str | None) -> bool:
