@@ -36,6 +36,7 @@ _DOCUMENT_BYTES = 64 << 20
 _ANSWER_S = 120.0  # for a whole document, however slowly its bytes drip
 _SHOWN = 300  # characters of what a server says of its errors
 _RENEW_S = 300  # so long before its end a token is asked for anew
+_CLASH = "IntegrityError"  # two wrote one row of MLflow's database in one moment; again, the second finds it there
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST"})
 
 
@@ -138,7 +139,7 @@ class Rest:
             return Answered(f"{told} is redirected, which is not followed", advice="mend the address in [model] store")
         reason, words = _said(_read(told, response, limit=_DOCUMENT_BYTES))
         said = f"{told} was answered {status}{f' {reason}' if reason else ''}{f' ({words})' if words else ''}"
-        if status in TRANSIENT:
+        if status in TRANSIENT or (reason == "BAD_REQUEST" and _CLASH in words):
             return Passing(said, after_s=retry_after_s(response.headers))
         if status == HTTPStatus.NOT_FOUND or reason in _ABSENT:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -320,6 +321,36 @@ def test_publish_takes_its_number_back_when_it_fails_in_the_end(
     )
 
     assert (again.version.version, again.created) == (2, True)  # MLflow gives no number twice
+
+
+def test_nobody_meets_half_a_version_while_others_publish(tracking: Tracking, prefix: str, tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def publish(weight: int) -> int:
+        folder = model_folder.make(tmp_path / str(weight), weight=weight)
+        catalogue = open_catalogue(tracking.address, root=tmp_path)
+        return catalogue.publish(folder, name=prefix, publisher="ada", tell=Console()).version.version
+
+    def read(reader: int) -> set[int]:
+        """Pull whatever is newest, over and over; each must be whole."""
+        found = set()
+        while not ended.is_set():
+            catalogue = open_catalogue(tracking.address, root=tmp_path)
+            if newest := catalogue.versions(prefix, most=1):
+                model = catalogue.resolve(prefix, newest[0].version)
+                catalogue.pull(model, cache=tmp_path / f"cache{reader}", tell=Console())
+                found.add(model.version)
+        return found
+
+    with ThreadPoolExecutor(6) as threads:
+        readers = [threads.submit(read, reader) for reader in range(2)]
+        try:
+            numbers = list(threads.map(publish, range(6)))
+        finally:
+            ended.set()
+
+    assert sorted(numbers) == list(range(1, 7))
+    assert all(reader.result() <= set(numbers) for reader in readers)
 
 
 def test_publish_makes_one_version_when_an_answer_is_lost(tracking: Tracking, prefix: str, tmp_path: Path) -> None:

@@ -185,6 +185,13 @@ def test_ask_waits_as_the_server_says_and_goes_on(capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("", "")
 
 
+def test_ask_asks_again_when_two_wrote_one_row_in_one_moment() -> None:
+    clash = {"error_code": "BAD_REQUEST", "message": "(sqlite3.IntegrityError) UNIQUE constraint failed: tags.key"}
+    answers = iter([said(400, json=clash), said(200, json={})])
+
+    assert rest(lambda _request: next(answers)).ask("POST", "/set-tag", body={}) == {}
+
+
 def test_ask_says_so_when_a_page_for_people_comes() -> None:
     with pytest.raises(StoreRefused, match=r"GET https://mlflow\.example/team/x: the answer is no JSON"):
         rest(lambda _request: said(200, text="<html>Log in</html>")).ask("GET", "/x", query={"key": "s3cret"})
