@@ -101,7 +101,10 @@ class Kubernetes:
         )
         self._forward: Forward | None = None
         self._wanted: list[Object] = []
-        self._began_with: list[str] = []
+        self._began_with: list[str] | None = (
+            None  # what of `_wanted` was there before; unknown while nothing is applied
+        )
+        self._is_applied = False
         self._record_before: str | None = None
         self._version_before: Version | None = None
 
@@ -226,6 +229,7 @@ class Kubernetes:
         self.discard_candidate()
         is_new = self._deployment() is None
         self._tell.say("rollout", f"applying {candidate.version}")
+        self._is_applied = True
         self._kubectl.apply(self._wanted)
         if is_new and (count := manifests.replicas(self._wanted, self._name)):
             self._kubectl.scale("deployment.apps", self._name, count)
@@ -420,16 +424,17 @@ class Kubernetes:
         record = self._record_of(previous)
         there = manifests.record_of(deployment) if deployment else None
         template = manifests.version_of(deployment["spec"]["template"]) if deployment else None
-        if template != previous or (record and there != record):
+        if self._is_applied or template != previous or (record and there != record):
             objects = self._releases.objects(record)
             if not objects:
                 raise RolloutError(f"the record of {previous} is gone, so nobody knows how it was applied")
             self._tell.say("rollout", f"applying {previous} again, as it was recorded")
             self._kubectl.apply(objects, force=True)
             self._watch(self._name, error=RolloutError, limit_s=self._rollout_s())
-            self._kubectl.delete(manifests.names(self._releases.objects(there), without=objects))
-        elif self._wanted:
-            self._kubectl.delete(self._not_there_before(self._wanted))
+            left = manifests.names(self._releases.objects(there), without=objects)
+            self._kubectl.delete(list(dict.fromkeys([*left, *self._brought(without=objects)])))
+        else:
+            self._kubectl.delete(self._brought(without=self._releases.objects(there)))
         self._require_replicas(previous, error=RolloutError)
         self._public.require(previous, self._service, error=RolloutError)
         if deployment := self._deployment():
@@ -441,7 +446,7 @@ class Kubernetes:
         A first release that was killed may have left what is there: then that goes as well.
         """
         deployment = self._deployment()
-        names = self._not_there_before(self._wanted)
+        names = self._brought()
         if deployment and manifests.named(deployment) not in names:
             names = manifests.names([*self._wanted, *self._releases.objects(manifests.record_of(deployment))])
         self._kubectl.delete(list(dict.fromkeys(names)), wait=True)
@@ -450,10 +455,13 @@ class Kubernetes:
 
     def _was_there(self, thing: Object) -> bool:
         """Say whether an object of what is wanted was there before this turn."""
-        return manifests.named(thing) in self._began_with
+        return manifests.named(thing) in (self._began_with or ())
 
-    def _not_there_before(self, objects: Iterable[Object]) -> list[str]:
-        return [name for name in manifests.names(objects) if name not in self._began_with]
+    def _brought(self, *, without: Iterable[Object] = ()) -> list[str]:
+        """Return what this turn may have made: nothing before it was known what was there."""
+        if self._began_with is None:
+            return []
+        return [name for name in manifests.names(self._wanted, without=without) if name not in self._began_with]
 
     def _await_no_pods(self, deployment: Object) -> None:
         deadline = self._clock() + self._grace_s() + _SETTLING_S

@@ -77,7 +77,7 @@ def restarts(pod: Object) -> int:
 
 def troubles(pod: Object) -> Iterator[tuple[bool, str]]:
     """Yield (whether it is sure, why) for each thing that is wrong with a pod."""
-    if is_ending(pod):
+    if is_ending(pod) or is_ready(pod):  # what one that is ready went through once is past
         return
     status = pod.get("status", {})
     for each in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):

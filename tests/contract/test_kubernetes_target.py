@@ -310,6 +310,35 @@ def test_release_goes_on_when_the_api_server_was_gone_for_a_minute(host: Host) -
     assert live.version == released
 
 
+@pytest.mark.parametrize("spoiled", ["another Service", "the API server"])
+def test_what_serves_is_not_touched_when_nothing_was_started_yet(host: Host, spoiled: str) -> None:
+    good = host.release("one")
+    before = sorted(host.cluster.objects)
+    host.cluster.overlay = overlay(team="shop")
+    if spoiled == "the API server":
+        host.cluster.overlay = overlay()
+        host.cluster.others_own.add("ConfigMap")
+
+    host.try_release("two", "good", ConfigError if spoiled == "another Service" else ClusterRefused)
+
+    assert (live := host.another().current())
+    assert (live.version, live.healthy, host.users()) == (good, True, "one")
+    assert sorted(host.cluster.objects) == before
+
+
+def test_undo_takes_back_what_was_applied_before_the_deployment_was_refused(host: Host) -> None:
+    host.release("one")
+    more = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}}
+    host.cluster.overlay = [more, *overlay()]
+    host.cluster.overlay[2]["spec"]["sessionAffinity"] = "ClientIP"
+    host.cluster.others_own.add("Deployment")
+
+    host.try_release("two", "good", ClusterRefused)
+
+    assert "sessionAffinity" not in host.cluster.objects[("service", "web")]["spec"]
+    assert "more" not in host.cluster.names("configmap")
+
+
 def test_candidate_is_refused_when_a_service_would_send_users_to_it(host: Host) -> None:
     host.cluster.overlay = overlay(team="shop")
 

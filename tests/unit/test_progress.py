@@ -113,8 +113,9 @@ def test_refused_pods_are_doubtful() -> None:
     [
         pod("r1", state=waiting("CrashLoopBackOff")),
         pod(state=waiting("CrashLoopBackOff"), deletionTimestamp="2026-01-01T00:00:00Z"),
+        pod(state={"running": {}}, last={"terminated": {"reason": "OOMKilled"}}, ready="True"),
     ],
-    ids=["of the version before", "that is ending"],
+    ids=["of the version before", "that is ending", "that is ready again"],
 )
 def test_pod_says_nothing_of_the_newest_version(other: dict[str, Any]) -> None:
     sets = [replica_set("1"), replica_set()]
