@@ -191,6 +191,8 @@ def _rates(place: Place, weights: Weights) -> Iterator[Row]:
 
 def _memory(place: Place, weights: Weights, folder: Path) -> Iterator[Row]:
     yield from _peaks(place, weights, "241 MB")
+    if place.kind == "s3":
+        return  # moto reads a whole object for each range of it: it gives no 2 GB in any time
     large = _weights(folder / "large", _LARGE_BYTES)
     place.move("shipway publish", large, to=_KEY)
     yield from _peaks(place, large, "2 GB")
