@@ -191,6 +191,8 @@ def _rates(place: Place, weights: Weights) -> Iterator[Row]:
 
 def _memory(place: Place, weights: Weights, folder: Path) -> Iterator[Row]:
     yield from _peaks(place, weights, "241 MB")
+    if place.kind == "s3":
+        return  # moto reads a whole object for each range of it: it gives no 2 GB in any time
     large = _weights(folder / "large", _LARGE_BYTES)
     place.move("shipway publish", large, to=_KEY)
     yield from _peaks(place, large, "2 GB")
@@ -230,8 +232,8 @@ def _requests(kind: str, store: Store) -> Iterator[Row]:
         store.create("m/aliases/latest.json", manifest.encoded(move))
         with _counted() as requests:
             found = catalogue.show("m", "latest")
-        if found.version != many:
-            message = f"latest is {found.version}, not {many}"
+        if found.version != many or not requests:
+            message = f"latest is {found.version}, not {many}, after {len(requests)} requests"
             raise AssertionError(message)
         yield Row(
             what=f"requests for `latest`, {kind}, {many:,} versions",
@@ -276,7 +278,8 @@ def _counted() -> Iterator[list[str]]:
 
     logger, handler = logging.getLogger("urllib3.connectionpool"), Lines()
     logger.addHandler(handler)
-    level, logger.level = logger.level, logging.DEBUG
+    level = logger.level
+    logger.setLevel(logging.DEBUG)  # by its method: the attribute alone leaves what was remembered
     try:
         yield lines
     finally:

@@ -150,7 +150,7 @@ class StoreRefused(ModelError):
     """The model store refused: a login that is not good enough, a right that is lacking, or no such container."""
 
     code = 20
-    advice = "docs/stores.md says which rights a store's login needs"
+    advice = "look in docs/stores.md which rights a store's login needs"
 
 
 class ModelMissing(ModelError):

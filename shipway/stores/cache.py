@@ -11,6 +11,7 @@ what was promised, and `ModelError` when the disk does not take it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -44,7 +45,7 @@ class Cache:
         path = self._blobs / file.digest.hex
         with contextlib.suppress(FileNotFoundError):
             path.stat()
-            self._uses.add(path.name)
+            self._use(path)
             if _is_whole(path, file):
                 with contextlib.suppress(PermissionError):  # another user's, who shares the cache
                     os.utime(path)
@@ -73,6 +74,14 @@ class Cache:
                 path.chmod(0o444)  # last: a part that is read-only could not be gone on with
             durable.sync_folder(self._blobs)
         return path
+
+    def _use(self, path: Path) -> None:
+        """Tell that a file is in use, unless nobody can remove it anyway."""
+        try:
+            self._uses.add(path.name)
+        except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+                raise
 
     def _make_room(self, size_bytes: int) -> None:
         """Remove what was used least recently until so much more fits, as far as nobody uses it."""

@@ -51,9 +51,11 @@ class Patience:
         self.tries = self._in_all = 0
 
     def progressed(self) -> None:
-        """Count tries anew: something more has arrived."""
+        """Count tries anew: something more has arrived. Raises `StoreUnreachable` when that took too long in all."""
         self.tries = 0
         self._since = self._clock.now()
+        if self._since - self._began > _IN_ALL_S:
+            raise StoreUnreachable(f"the store sends too slowly: one range took longer than {_IN_ALL_S:.0f} s")
 
     def spend(self, fault: Passing) -> None:
         """Wait until the next try is due; raises `StoreUnreachable` when there were enough."""

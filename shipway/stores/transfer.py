@@ -109,7 +109,7 @@ class Part:
 def fill(part: Part, source: Source, *, etag: str | None, advance: Callable[[int], None]) -> str:
     """Fetch what is missing, and return the SHA-256 of the whole; hashed in order, while more arrives."""
     fetch = partial(_fetch, part, source, etag, advance)
-    missing = [index for index in range(part.count) if _left(part, index)]
+    missing = dict.fromkeys(index for index in range(part.count) if _left(part, index))
     hashed = hashlib.sha256()
     try:
         arriving = in_order(missing, fetch, threads=THREADS, ahead=part.count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -86,6 +87,20 @@ def test_resumed_ends_when_nothing_comes_any_more() -> None:
 
     with pytest.raises(StoreUnreachable, match="cut, tried 6 times"):
         list(resumed(time.clock, open_at, 0))
+
+
+def test_resumed_ends_when_bytes_drip_for_too_long() -> None:
+    time = Time()
+
+    def open_at(_start: int) -> Iterator[bytes]:
+        while True:
+            time.now_s += 29  # each piece just before the connection would time out
+            yield b"0"
+
+    with pytest.raises(StoreUnreachable, match="too slowly"):
+        list(itertools.islice(resumed(time.clock, open_at, 0), 1_000))
+
+    assert time.now_s < 4_000
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3", 3.0), ("soon", None), ("", None)])
