@@ -136,6 +136,10 @@ class Adder:
         """Return all pods, a candidate's too."""
         return list(self.cluster.get("pods", "-n", self.namespace)["items"])
 
+    def staying(self) -> list[dict[str, Any]]:
+        """Return the pods that are not ending: one that was replaced finishes its connections first."""
+        return [pod for pod in self.pods() if "deletionTimestamp" not in pod["metadata"]]
+
 
 def adder(cluster: Cluster, namespace: str, folder: Path) -> Adder:
     """Make the project; nothing of it is released yet."""

@@ -108,7 +108,7 @@ def test_manifests_alone_are_a_release_of_their_own(adder: Adder) -> None:
     second = adder.project.facts("rollout", first["current"]["digest"])
 
     assert (second["outcome"], second["current"]) == ("released", first["current"])
-    assert {pod["spec"]["containers"][0]["resources"]["limits"]["memory"] for pod in adder.pods()} == {"192Mi"}
+    assert {pod["spec"]["containers"][0]["resources"]["limits"]["memory"] for pod in adder.staying()} == {"192Mi"}
 
 
 def test_stop_keeps_the_address_for_the_next_release(adder: Adder) -> None:
