@@ -216,13 +216,24 @@ def test_undo_that_fails_exits_70_and_stops_nothing_when_the_daemon_hangs(adder:
 
 # -- the lock --------------------------------------------------------------------------------
 
+_LOOK = 0  # no signal at all
+
+
+def _suspend(process: subprocess.Popen[str], project: Project) -> None:
+    """Stop it outside of the moment in which it writes the lock, for which it keeps all others out."""
+    with (_home(project) / "lock.guard").open("ab") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+
 
 @pytest.mark.parametrize("step", ["candidate ready", "answers users"])
 def test_revived_holder_stops_before_its_next_change_when_another_took_over(adder: Project, step: str) -> None:
     with Referee(adder.url) as referee:
         _touch(adder, f"asleep at {step}")
         asleep = adder.start("release", SHIPWAY_ROLLOUT_LOCK_S="2")
-        kill_at(asleep, re.compile(rf"^rollout .*{step}"), signal.SIGSTOP)
+        kill_at(asleep, re.compile(rf"^rollout .*{step}"), _LOOK)
+        _suspend(asleep, adder)
         _touch(adder, f"awake at {step}")
         waited = adder.invoke("release", "--json", "--wait", SHIPWAY_ROLLOUT_LOCK_S="2")
         awake = json.loads(waited[0])
