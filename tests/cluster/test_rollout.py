@@ -50,7 +50,7 @@ def adder(released: Adder) -> Iterator[Adder]:
     assert (status["healthy"], {status["build"]}) == (True, released.builds())
     assert "changing it now" not in project.invoke("status")[0]
     assert [record["outcome"] for record in project.facts("history") if record["outcome"] is None] == []
-    assert [pod["metadata"]["name"] for pod in released.pods() if "candidate" in pod["metadata"]["name"]] == []
+    assert [pod["metadata"]["name"] for pod in released.staying() if "candidate" in pod["metadata"]["name"]] == []
 
 
 # -- good releases ---------------------------------------------------------------------------
