@@ -55,7 +55,7 @@ def test_releases_that_were_killed_anywhere_need_no_hand_work(adder: Adder) -> N
     assert (status["build"], status["healthy"]) == (released["current"]["build"], True)
     assert project.outcomes()[attempts:] == [("release", "killed")] * len(STEPS) + [("release", "released")]
     assert adder.builds() == {status["build"]}
-    assert [pod["metadata"]["name"] for pod in adder.pods() if "candidate" in pod["metadata"]["name"]] == []
+    assert [pod["metadata"]["name"] for pod in adder.staying() if "candidate" in pod["metadata"]["name"]] == []
 
 
 def test_second_releaser_is_told_who_is_first_or_waits_and_goes_next(adder: Adder) -> None:
@@ -115,7 +115,7 @@ def test_stop_keeps_the_address_for_the_next_release(adder: Adder) -> None:
     url, live = adder.url, adder.project.facts("status")
 
     adder.project.invoke("stop")
-    stopped, pods = adder.project.facts("status"), adder.pods()
+    stopped, pods = adder.project.facts("status"), adder.staying()
     again = adder.project.facts("rollout", live["digest"])
 
     assert (stopped["digest"], pods) == (None, [])
@@ -132,5 +132,5 @@ def test_first_release_that_fails_leaves_nothing_behind(
         _, err = made.project.invoke("release", exits=60)
 
         assert "Nothing serves, as before." in err
-        assert made.pods() == []
+        assert made.staying() == []
         assert cluster.get("deployments,services", "--namespace", namespace)["items"] == []

@@ -80,7 +80,7 @@ def test_no_request_fails_when_good_and_refused_versions_follow_one_another(adde
 def test_both_replicas_run_the_digest_when_it_was_released(adder: Adder) -> None:
     digest = adder.project.facts("status")["digest"]
 
-    images = {pod["spec"]["nodeName"]: pod["spec"]["containers"][0]["image"] for pod in adder.pods()}
+    images = {pod["spec"]["nodeName"]: pod["spec"]["containers"][0]["image"] for pod in adder.staying()}
 
     wanted = f"{adder.project.environ['SHIPWAY_PUSH_REPOSITORY']}@{digest}"
     assert images == dict.fromkeys(NODES, wanted)
