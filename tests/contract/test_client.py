@@ -70,7 +70,7 @@ class Server:
         with contextlib.suppress(OSError):
             while data := connection.recv(self._reads):
                 self.requests.append(data)
-                answer = next(self._answers)
+                answer = next(self._answers, b"")  # to more than was expected it says nothing
                 if answer is None:
                     break
                 connection.sendall(answer)
