@@ -1,7 +1,7 @@
 """Who may change an environment now, and what was tried there.
 
 Owns the lock and the records of attempts, whatever keeps them: a `Slot` holds the lock, and
-`Records` the attempts. Here both are plain JSON files that are replaced whole; a target that
+`Records` the attempts. Here both are plain JSON files that are written whole; a target that
 many machines share brings its own. Knows nothing of targets or stages. A process that is
 killed leaves both behind: its lock is taken over at once on the same host and after its expiry
 elsewhere, and its record is closed by whoever comes next. What is torn, or not ours, hides
@@ -11,8 +11,6 @@ nothing else.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import socket
@@ -224,35 +222,40 @@ def _ended_here(holder: Holder) -> bool:
 
 
 class FileSlot:
-    """A lock in a file."""
+    """A lock in a folder: each change is a file of the next number, and whoever creates it has made the change.
+
+    Nobody is kept out meanwhile, so a process that is suspended at any moment stops no other.
+    """
 
     poll_s = 0.2
 
-    def __init__(self, file: Path) -> None:
-        """Use `file`, and one beside it that excludes others for the moment that a change takes."""
-        self._file = file
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`."""
+        self._changes = FileRecords(folder)
 
     def read(self) -> Seen:
         """See `Slot.read`; a torn or foreign file is nobody."""
-        try:
-            data = self._file.read_bytes()
-        except OSError:
+        changes = self._changes.all()
+        if not changes:
             return Seen(holder=None, etag=None)
+        number = max(changes)
         try:
-            holder = TypeAdapter(Holder).validate_json(data)
+            holder = TypeAdapter(Holder).validate_json(changes[number])
         except ValueError:
             holder = None
-        return Seen(holder=holder, etag=hashlib.sha256(data).hexdigest())
+        return Seen(holder=holder, etag=str(number))
 
     def write(self, holder: Holder, seen: Seen) -> bool:
         """See `Slot.write`."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.with_suffix(".guard").open("ab") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            if self.read().etag != seen.etag:
-                return False
-            write(self._file, json.dumps(asdict(holder), indent=1) + "\n")
-            return True
+        number = int(seen.etag or 0) + 1
+        if not self._changes.create(number, json.dumps(asdict(holder), indent=1) + "\n"):
+            return False
+        there = self._changes.all()
+        last = max(there)
+        for each in there:
+            if each < last:
+                self._changes.delete(each)
+        return last == number  # what came before the last change may be gone, and its number free again
 
 
 # -- the records ---------------------------------------------------------------------------
@@ -389,6 +392,10 @@ class FileRecords:
     def replace(self, number: int, text: str) -> None:
         """See `Records.replace`."""
         write(self._path(number), text)
+
+    def delete(self, number: int) -> None:
+        """Let a record be gone."""
+        self._path(number).unlink(missing_ok=True)
 
     def _read(self, number: int) -> bytes:
         try:

@@ -58,6 +58,16 @@ class SlotContract:
                 other.check()
         assert other.holder() is None
 
+    def test_change_is_refused_when_it_knows_only_what_is_long_gone(self, slot: Callable[[], Slot]) -> None:
+        with take(Lock(slot(), lease_s=HOUR_S)) as lock:
+            long_ago = slot().read()
+            lock.check()
+            lock.check()
+            last = slot().read()
+            assert long_ago.holder
+            assert not slot().write(long_ago.holder, long_ago)
+            assert slot().read() == last
+
     def test_lock_that_only_seems_to_have_run_out_is_not_taken_over(self, slot: Callable[[], Slot]) -> None:
         """A clock that is hours ahead sees every lease run out; one that is renewed meanwhile lives."""
         doubter = Lock(slot(), lease_s=HOUR_S, doubt_s=3, clock=late)

@@ -41,6 +41,7 @@ ROLE = "Storage Blob Data Contributor"
 _ADDRESS = re.compile(r"az://([a-z0-9]{3,24})/([a-z0-9](?:-?[a-z0-9]){2,62})((?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)/?")
 _REQUEST_BYTES = 4 << 20  # what Azure's client sends, and holds in memory, at once
 _MOST_BLOCKS = 50_000
+_AT_ONCE = 8  # blocks on their way, which are in memory
 _CONNECT_S, _READ_S = 10, 30
 _BLOCK_BYTES = 1 << 18  # read of a connection at once
 _VERSION = "2023-11-03"  # of the protocol, for the requests that are ours
@@ -182,7 +183,7 @@ class AzureBlobs:
             persist(self._clock, once)
             return BlobBlock(block_id=name)
 
-        staged = transfer.send(pieces, size_bytes, block_bytes, stage)
+        staged = transfer.send(pieces, size_bytes, block_bytes, stage, threads=_AT_ONCE)
 
         def commit(_again: bool) -> None:  # noqa: FBT001 - of `persist`
             with self._translated(key):

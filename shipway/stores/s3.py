@@ -34,6 +34,7 @@ from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, resumed,
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)/?")
 _PART_BYTES = 5 << 20  # the least that S3 takes
 _MOST_PARTS = 10_000
+_AT_ONCE = 6  # parts on their way, which are in memory
 _CONNECT_S, _READ_S = 10, 30
 _BLOCK_BYTES = 1 << 18  # read of a connection at once: what came of one is lost when it is cut
 _RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
@@ -138,7 +139,7 @@ class Bucket:
                 done = self._ask(key, "upload_part", **upload, PartNumber=number, body=data)
                 return {"PartNumber": number, "ETag": done["ETag"]}
 
-            parts = transfer.send(pieces, size_bytes, part_bytes, part)
+            parts = transfer.send(pieces, size_bytes, part_bytes, part, threads=_AT_ONCE)
             self._complete(key, upload, parts, size_bytes)
         except BaseException:
             with contextlib.suppress(ShipwayError):  # a rule of the bucket's life cycle sweeps what is left

@@ -25,8 +25,9 @@ from shipway.stores import durable
 from shipway.stores.objects import Found
 
 RANGE_BYTES = 8 << 20
-THREADS = 16  # of a download; an upload holds its blocks in memory
-UP_THREADS = 6
+THREADS = 32  # of a download into a file; where ranges wait in memory there are fewer
+_AHEAD_THREADS = 16
+THREAD_NAME = "shipway-range"
 _AHEAD_BYTES = 2 << 20
 _SHORT_TRIES = 3
 _HELD = struct.Struct("<I")
@@ -134,19 +135,19 @@ def ahead(source: Source, size_bytes: int) -> Iterator[bytes]:
     def fetch(start: int) -> list[bytes]:
         return list(source.stream(start=start, stop=min(size_bytes, start + _AHEAD_BYTES), etag=etag))
 
-    for pieces in in_order(range(0, size_bytes, _AHEAD_BYTES), fetch, threads=THREADS, ahead=THREADS):
+    for pieces in in_order(range(0, size_bytes, _AHEAD_BYTES), fetch, threads=_AHEAD_THREADS, ahead=_AHEAD_THREADS):
         yield from pieces
 
 
 def send(
-    pieces: Iterable[bytes], size_bytes: int, block_bytes: int, work: Callable[[int, bytes], _Done]
+    pieces: Iterable[bytes], size_bytes: int, block_bytes: int, work: Callable[[int, bytes], _Done], *, threads: int
 ) -> list[_Done]:
     """Do `work` with each block's number, from 1, and bytes; return what it made, in order.
 
     No more blocks are in memory than are under way. Raises `ModelError` when another number
     of bytes came than was said.
     """
-    free, came = threading.Semaphore(UP_THREADS), 0
+    free, came = threading.Semaphore(threads), 0
 
     def numbered() -> Iterator[tuple[int, bytes]]:
         nonlocal came
@@ -161,7 +162,7 @@ def send(
         finally:
             free.release()
 
-    done = list(in_order(numbered(), work_once, threads=UP_THREADS, ahead=size_bytes))
+    done = list(in_order(numbered(), work_once, threads=threads, ahead=size_bytes))
     require_size(came, size_bytes)
     return done
 
@@ -209,7 +210,7 @@ def in_order(tasks: Iterable[_Task], work: Callable[[_Task], _Done], *, threads:
         future: Future[_Done] = Future()
         waiting.put((task, future))
         if len(crew) < threads:
-            crew.append(threading.Thread(target=run, daemon=True))
+            crew.append(threading.Thread(target=run, name=THREAD_NAME, daemon=True))
             crew[-1].start()
         return future
 

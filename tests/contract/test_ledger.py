@@ -19,7 +19,7 @@ from tests.ledger_contract import RecordsContract, SlotContract
 class TestFileSlot(SlotContract):
     @pytest.fixture
     def slot(self, tmp_path: Path) -> Callable[[], Slot]:
-        return lambda: FileSlot(tmp_path / "lock.json")
+        return lambda: FileSlot(tmp_path / "lock")
 
 
 class TestFileRecords(RecordsContract):

@@ -56,14 +56,14 @@ class Told:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "lock.json"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
 
 
 @contextlib.contextmanager
-def another_process(file: Path) -> Iterator[subprocess.Popen[str]]:
+def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout
         assert child.stdout.readline() == "held\n"
@@ -75,38 +75,44 @@ def take(lock: Lock, *, wait: bool = False, tell: Told | None = None) -> context
     return lock.acquire(owner="bob", what="rollback", wait=wait, tell=tell or Told())
 
 
-def fence(file: Path) -> int:
-    return int(json.loads(file.read_bytes())["fence"])
+def kept(folder: Path) -> Path:
+    """Return the one file that is there."""
+    (file,) = folder.iterdir()
+    return file
 
 
-def test_second_taker_is_told_owner_host_since_and_what(file: Path) -> None:
-    with another_process(file) as child, pytest.raises(LockHeld) as held, take(Lock(FileSlot(file), lease_s=60)):
+def fence(folder: Path) -> int:
+    return int(json.loads(kept(folder).read_bytes())["fence"])
+
+
+def test_second_taker_is_told_owner_host_since_and_what(folder: Path) -> None:
+    with another_process(folder) as child, pytest.raises(LockHeld) as held, take(Lock(FileSlot(folder), lease_s=60)):
         pass
     pattern = rf"the lock is held by ann on \S+ \(process {child.pid}\), since \d{{4}}-\S+ \S+ UTC: release of abc"
     assert held.match(pattern)
     assert held.value.code == 4
 
 
-def test_lock_is_taken_over_at_once_when_its_holder_was_killed(file: Path) -> None:
+def test_lock_is_taken_over_at_once_when_its_holder_was_killed(folder: Path) -> None:
     told = Told()
-    with another_process(file) as child:
-        first = fence(file)
+    with another_process(folder) as child:
+        first = fence(folder)
         child.send_signal(signal.SIGKILL)
         child.wait()
-    with take(Lock(FileSlot(file), lease_s=60), tell=told):
-        assert fence(file) > first
+    with take(Lock(FileSlot(folder), lease_s=60), tell=told):
+        assert fence(folder) > first
     assert [line.split(":")[0] for line in told.lines] == ["warning"]
 
 
-def test_waiting_says_for_whom_and_goes_next(file: Path) -> None:
+def test_waiting_says_for_whom_and_goes_next(folder: Path) -> None:
     told, order = Told(), []
 
     def wait_for_it() -> None:
-        with take(Lock(FileSlot(file), lease_s=60), wait=True, tell=told):
+        with take(Lock(FileSlot(folder), lease_s=60), wait=True, tell=told):
             order.append("second")
 
     waiter = threading.Thread(target=wait_for_it)
-    with Lock(FileSlot(file), lease_s=60).acquire(owner="ann", what="release", wait=False, tell=Told()):
+    with Lock(FileSlot(folder), lease_s=60).acquire(owner="ann", what="release", wait=False, tell=Told()):
         waiter.start()
         deadline = time.monotonic() + 10
         while not told.lines and time.monotonic() < deadline:
@@ -118,62 +124,63 @@ def test_waiting_says_for_whom_and_goes_next(file: Path) -> None:
     assert line.startswith("rollout: waiting for ann on ")
 
 
-def test_holder_that_lives_keeps_the_lock_when_its_lease_is_short(file: Path) -> None:
-    with take(Lock(FileSlot(file), lease_s=1)) as lock:
+def test_holder_that_lives_keeps_the_lock_when_its_lease_is_short(folder: Path) -> None:
+    with take(Lock(FileSlot(folder), lease_s=1)) as lock:
         time.sleep(2)
-        with pytest.raises(LockHeld), take(Lock(FileSlot(file), lease_s=1)):
+        with pytest.raises(LockHeld), take(Lock(FileSlot(folder), lease_s=1)):
             pass
         lock.check()
 
 
-def test_revived_holder_stops_before_its_next_change_when_another_took_over(file: Path) -> None:
+def test_revived_holder_stops_before_its_next_change_when_another_took_over(folder: Path) -> None:
     hour = 3600.0
     asleep, other = (
-        Lock(FileSlot(file), lease_s=hour),
-        Lock(FileSlot(file), lease_s=hour, clock=lambda: time.time() + 2 * hour),
+        Lock(FileSlot(folder), lease_s=hour),
+        Lock(FileSlot(folder), lease_s=hour, clock=lambda: time.time() + 2 * hour),
     )
     with take(asleep):
-        first = fence(file)
+        first = fence(folder)
         with take(other):
-            assert fence(file) > first
+            assert fence(folder) > first
             with pytest.raises(LockLost, match="the lock was lost to bob on "):
                 asleep.check()
             other.check()
     assert other.holder() is None
 
 
-def test_lost_lock_is_left_to_its_new_holder_when_the_old_one_ends(file: Path) -> None:
+def test_lost_lock_is_left_to_its_new_holder_when_the_old_one_ends(folder: Path) -> None:
     hour = 3600.0
-    late = Lock(FileSlot(file), lease_s=hour, clock=lambda: time.time() + 2 * hour)
+    late = Lock(FileSlot(folder), lease_s=hour, clock=lambda: time.time() + 2 * hour)
     with contextlib.ExitStack() as new:
-        with take(Lock(FileSlot(file), lease_s=hour)):
+        with take(Lock(FileSlot(folder), lease_s=hour)):
             new.enter_context(take(late))
         late.check()
 
 
 @pytest.mark.parametrize("damage", ["deleted", "torn", "foreign"])
-def test_fence_grows_when_the_file_was(damage: str, file: Path) -> None:
-    with take(Lock(FileSlot(file), lease_s=60)):
-        first = fence(file)
+def test_fence_grows_when_the_file_was(damage: str, folder: Path) -> None:
+    with take(Lock(FileSlot(folder), lease_s=60)):
+        first = fence(folder)
+    file = kept(folder)
     text = file.read_text("utf-8")
     file.unlink()
     if damage != "deleted":
         file.write_text(text[:40] if damage == "torn" else text.replace('"expires": 0', '"expires": "soon"'), "utf-8")
-    later = Lock(FileSlot(file), lease_s=60, clock=lambda: time.time() + 1)
+    later = Lock(FileSlot(folder), lease_s=60, clock=lambda: time.time() + 1)
     with take(later):
-        assert fence(file) > first
+        assert fence(folder) > first
 
 
-def test_lock_is_free_when_its_holder_raised(file: Path) -> None:
-    with pytest.raises(KeyError), take(Lock(FileSlot(file), lease_s=60)):
+def test_lock_is_free_when_its_holder_raised(folder: Path) -> None:
+    with pytest.raises(KeyError), take(Lock(FileSlot(folder), lease_s=60)):
         raise KeyError
-    assert Lock(FileSlot(file), lease_s=60).holder() is None
-    with take(Lock(FileSlot(file), lease_s=60)) as lock:
+    assert Lock(FileSlot(folder), lease_s=60).holder() is None
+    with take(Lock(FileSlot(folder), lease_s=60)) as lock:
         lock.check()
 
 
 def test_error_of_the_body_goes_on_when_the_lock_cannot_be_given_back(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Told()
 
@@ -181,7 +188,7 @@ def test_error_of_the_body_goes_on_when_the_lock_cannot_be_given_back(
         raise OSError(28, "No space left on device")
 
     def fail_on_a_full_disk() -> None:
-        with take(Lock(FileSlot(file), lease_s=60), tell=told):
+        with take(Lock(FileSlot(folder), lease_s=60), tell=told):
             monkeypatch.setattr("os.fsync", full)
             raise KeyError
 
@@ -192,18 +199,18 @@ def test_error_of_the_body_goes_on_when_the_lock_cannot_be_given_back(
     assert "No space left on device" in line
 
 
-def test_check_fails_when_nothing_is_held(file: Path) -> None:
+def test_check_fails_when_nothing_is_held(folder: Path) -> None:
     with pytest.raises(LockLost):
-        Lock(FileSlot(file), lease_s=60).check()
+        Lock(FileSlot(folder), lease_s=60).check()
 
 
-def test_one_of_many_processes_holds_at_a_time(file: Path) -> None:
+def test_one_of_many_processes_holds_at_a_time(folder: Path) -> None:
     inside, most = 0, 0
 
     def work() -> None:
         nonlocal inside, most
         for _ in range(3):
-            with take(Lock(FileSlot(file), lease_s=60), wait=True):
+            with take(Lock(FileSlot(folder), lease_s=60), wait=True):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.005)

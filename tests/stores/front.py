@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from shipway.stores.mlflow import open_mlflow
 from shipway.stores.objects import Access, Blob, Store
 from shipway.stores.patience import Clock
 from shipway.stores.s3 import open_s3
+from shipway.stores.transfer import THREAD_NAME
 from tests.docker.proxy import Proxy, Secure
 from tests.stores.parts import ACCOUNT, CONTAINER, Azurite, S3Server
 from tests.stores.tracking import Tracking
@@ -25,6 +27,7 @@ from tests.stores.tracking import Tracking
 READ = r"^GET .*/blob(\?|$)"
 LOOK = r"^HEAD "
 KEY = "blob"
+_SETTLE_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,14 @@ class Front:
         """Store one large object, with no harm done to it."""
         self.direct.put(self.key, [data], size_bytes=len(data))
         return ModelFile(path="model.onnx", digest=Digest.of(data), size_bytes=len(data))
+
+    def settle(self) -> None:
+        """Wait until no thread of a transfer that has failed asks for anything any more."""
+        for thread in threading.enumerate():
+            if thread.name == THREAD_NAME:
+                thread.join(_SETTLE_S)
+                assert not thread.is_alive()
+        self.proxy.settle()
 
     def pull(self, file: ModelFile, folder: Path) -> bytes:
         """Fetch it through the proxy into a cache, and return what is there then."""

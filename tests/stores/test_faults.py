@@ -113,7 +113,7 @@ def test_pull_fetches_the_rest_alone_when_it_is_run_again(faulty: Front, tmp_pat
     )
     with pytest.raises(StoreUnreachable):
         faulty.pull(file, tmp_path)
-    faulty.proxy.settle()
+    faulty.settle()
     with (tmp_path / "sha256" / f"{file.digest.hex}.part").open("rb+") as part:
         held_bytes = Part(part, file.size_bytes).held_bytes  # what came when nobody waited any more is not
     faulty.proxy.script()

@@ -124,7 +124,7 @@ def test_in_order_begins_nothing_when_a_task_has_failed() -> None:
 
 
 def test_send_does_all_blocks_in_order() -> None:
-    sent = transfer.send([b"abcdefgh", b"ij"], 10, 4, lambda number, block: (number, block))
+    sent = transfer.send([b"abcdefgh", b"ij"], 10, 4, lambda number, block: (number, block), threads=2)
 
     assert sent == [(1, b"abcd"), (2, b"efgh"), (3, b"ij")]
 
@@ -132,17 +132,18 @@ def test_send_does_all_blocks_in_order() -> None:
 @pytest.mark.parametrize("said", [9, 11])
 def test_send_refuses_when_another_number_of_bytes_comes_than_was_said(said: int) -> None:
     with pytest.raises(ModelError, match=f"10 of {said} bytes came to be stored"):
-        transfer.send([b"abcdefghij"], said, 4, lambda number, _block: number)
+        transfer.send([b"abcdefghij"], said, 4, lambda number, _block: number, threads=2)
 
 
 def test_send_holds_no_more_blocks_than_are_under_way() -> None:
     made: list[int] = []
+    threads = 6
     go_on = threading.Event()
 
     def pieces() -> Iterator[bytes]:
         for number in range(100):
             made.append(number)
-            if number == 2 * transfer.UP_THREADS:
+            if number == 2 * threads:
                 go_on.set()  # never: nothing is sent before
             yield b"1234"
 
@@ -152,9 +153,9 @@ def test_send_holds_no_more_blocks_than_are_under_way() -> None:
             raise ValueError(message)
 
     with pytest.raises(ValueError, match="no more"):
-        transfer.send(pieces(), 400, 4, work)
+        transfer.send(pieces(), 400, 4, work, threads=threads)
 
-    assert len(made) <= 2 * transfer.UP_THREADS
+    assert len(made) <= 2 * threads
 
 
 def test_blocks_are_of_one_size_but_for_the_last() -> None:

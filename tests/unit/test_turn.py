@@ -62,7 +62,7 @@ class Environment:
 
     def lock(self, *, late_s: float = 0.0) -> Lock:
         clock: Callable[[], float] = lambda: 1e9 + late_s  # noqa: E731 - a clock that stands
-        return Lock(FileSlot(self.folder / "lock.json"), lease_s=3600, clock=clock)
+        return Lock(FileSlot(self.folder / "lock"), lease_s=3600, clock=clock)
 
     @contextlib.contextmanager
     def turn(self, version: Version = NEW) -> Iterator[Turn]:
