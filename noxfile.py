@@ -123,6 +123,13 @@ def bench_images(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.images", *session.posargs)
 
 
+@nox.session(name="bench-cluster")
+def bench_cluster(session: nox.Session) -> None:
+    """Measure releases beside docker and kubectl on a cluster, as root: .shipway/benchmarks-cluster.json."""
+    install_all(session)
+    session.run("python", "-m", "benchmarks.kubernetes", *session.posargs)
+
+
 @nox.session(name="bench-stores")
 def bench_stores(session: nox.Session) -> None:
     """Measure pulls and publishing beside Azure's client, adlfs and boto3: .shipway/benchmarks-stores.json."""

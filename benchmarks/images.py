@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ _INLINE_CACHE = ("--build-arg", "BUILDKIT_INLINE_CACHE=1")
 def main() -> None:
     """Measure, print the table, write `.shipway/benchmarks-images.json`."""
     with tempfile.TemporaryDirectory(prefix="shipway-bench-") as folder:
-        commit = _git(ROOT, "rev-parse", "HEAD").strip()
+        commit = git(ROOT, "rev-parse", "HEAD").strip()
         run([sys.executable, "-c", _IMPORTS])
         report(measure(Path(folder)), ROOT / ".shipway" / "benchmarks-images.json", commit=commit)
 
@@ -56,16 +56,16 @@ def main() -> None:
 def measure(folder: Path) -> Iterator[Row]:
     """Bring the same changes into the registry in each way."""
     with registry(folder / "registry") as wire, rivals.machine(folder / "machine") as machine:
-        base = _base(machine, wire)
-        model = _weights(folder / "model", _MODEL_BYTES, seed=1)
-        ours = _project(folder, wire, base, model)
-        best = _context(folder / "best", rivals.BEST, model, machine=machine, wire=wire, base=base)
-        original = _context(folder / "original", rivals.ORIGINAL, model, machine=machine, wire=wire, base=base)
+        base = base_image(machine, wire)
+        model = weights(folder / "model", _MODEL_BYTES, seed=1)
+        ours = project(folder, wire, base, model)
+        best = context(folder / "best", rivals.BEST, model, machine=machine, wire=wire, base=base)
+        original = context(folder / "original", rivals.ORIGINAL, model, machine=machine, wire=wire, base=base)
         yield from _first(ours, best, original, folder)
         yield from _nothing(ours, best)
         yield from _code(ours, best, original)
         yield from _code_cold(ours, best, folder)
-        yield from _model(ours, best, _weights(folder / "retrained", _MODEL_BYTES, seed=2))
+        yield from _model(ours, best, weights(folder / "retrained", _MODEL_BYTES, seed=2))
         yield from _dependency(ours, best)
         yield from _large(ours, folder)
 
@@ -125,12 +125,12 @@ class Shipway:
 
     def commit(self) -> None:
         """Commit whatever was changed."""
-        _git(self.root, "add", "--all")
-        _git(self.root, *_AUTHOR, "commit", "--quiet", "--message", "Change")
+        git(self.root, "add", "--all")
+        git(self.root, *_AUTHOR, "commit", "--quiet", "--message", "Change")
 
     def afresh(self, folder: Path) -> Shipway:
         """Return a machine that has a clone and the store, and pushes to a repository where nothing is."""
-        _git(self.root, "clone", "--quiet", str(self.root), str(folder))
+        git(self.root, "clone", "--quiet", str(self.root), str(folder))
         place = {"SHIPWAY_PUSH_REPOSITORY": f"{self.wire.host}/{folder.name}", "UV_CACHE_DIR": str(folder / ".uv")}
         return replace(self, root=folder, environ=self.environ | place)
 
@@ -140,7 +140,7 @@ class Shipway:
 
         So whoever reads a byte of a model finds another one than was said, and fails.
         """
-        _git(self.root, "clone", "--quiet", str(self.root), str(folder))
+        git(self.root, "clone", "--quiet", str(self.root), str(folder))
         (blobs,) = Path(self.environ["SHIPWAY_MODEL_STORE"]).glob("*/blobs/sha256")
         away = blobs.rename(blobs.with_name("away"))
         blobs.mkdir()
@@ -177,7 +177,7 @@ class Dockerfile:
             yield replace(self, root=folder / "context", docker=docker)
 
 
-def _base(machine: Docker, wire: Wire) -> str:
+def base_image(machine: Docker, wire: Wire) -> str:
     """Push a base with Python, and return its name there, by digest."""
     client = docker.DockerClient(base_url=machine.environ["DOCKER_HOST"])
     try:
@@ -191,13 +191,14 @@ def _base(machine: Docker, wire: Wire) -> str:
     return str(name)
 
 
-def _weights(folder: Path, size_bytes: int, *, seed: int) -> Path:
+def weights(folder: Path, size_bytes: int, *, seed: int) -> Path:
+    """Make a model's folder of this size, and return it."""
     run([sys.executable, "-m", "benchmarks.weights", folder, str(size_bytes), str(seed)], cwd=ROOT)
     return folder
 
 
-def _project(folder: Path, wire: Wire, base: str, model: Path) -> Shipway:
-    """Commit the service and publish its model."""
+def project(folder: Path, wire: Wire, base: str, model: Path, *, names: Sequence[str] = _PROJECT) -> Shipway:
+    """Commit the service (`names` of this repository, all of it when there are none) and publish its model."""
     settings = {
         "SHIPWAY_MODEL_STORE": str(folder / "store"),
         "SHIPWAY_PUSH_REPOSITORY": f"{wire.host}/shipway",
@@ -207,14 +208,14 @@ def _project(folder: Path, wire: Wire, base: str, model: Path) -> Shipway:
     }
     environ = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     ours = Shipway(root=folder / "project", wire=wire, environ=environ | settings)
-    _export(ours.root, *_PROJECT)
-    _git(ours.root, "init", "--quiet")
+    _export(ours.root, *names)
+    git(ours.root, "init", "--quiet")
     ours.commit()
     ours.invoke("model.publish", "--folder", str(model))
     return ours
 
 
-def _context(folder: Path, text: str, model: Path, *, machine: Docker, wire: Wire, base: str) -> Dockerfile:
+def context(folder: Path, text: str, model: Path, *, machine: Docker, wire: Wire, base: str) -> Dockerfile:
     """Lay out what a Dockerfile needs, and no more: the service and its model."""
     _export(folder, "app")
     shutil.copytree(model, folder / "model", copy_function=shutil.copyfile)
@@ -229,11 +230,12 @@ def _export(folder: Path, *names: str) -> None:
         archive.extractall(folder, filter="data")
 
 
-def _git(root: Path, *words: str) -> str:
+def git(root: Path, *words: str) -> str:
+    """Run git and return its stdout."""
     return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def _change_code(*trees: Shipway | Dockerfile) -> None:
+def change_code(*trees: Shipway | Dockerfile) -> None:
     """Add a line to the service, the same one everywhere."""
     for tree in trees:
         with (tree.root / "app" / "__init__.py").open("a", encoding="utf-8") as module:
@@ -299,10 +301,10 @@ def _code(ours: Shipway, best: Dockerfile, original: Dockerfile) -> Iterator[Row
     """Change a line of code; crane appends the same folder to the image that was pushed before."""
     rounds, stages, appends = [], [], []
     for number in range(_ROUNDS):
-        _change_code(ours)
+        change_code(ours)
         inside = ours.stages()
         appends.append((inside.push_s, _append(ours, inside.image, number).seconds))
-        _change_code(ours, best, original)
+        change_code(ours, best, original)
         rounds.append((ours.release(), best.release()))
         stages.append((inside.all_s, rounds[-1][1].seconds))
     mine, theirs = _middle(rounds)
@@ -310,7 +312,7 @@ def _code(ours: Shipway, best: Dockerfile, original: Dockerfile) -> Iterator[Row
     yield from _beside("code only, warm", mine, original.release(), "the original")
     yield _seconds("  without the start of Python", *middle(stages), "the best Dockerfile")
     yield _seconds("  its push stage", *middle(appends), "crane append")
-    _change_code(ours)
+    change_code(ours)
     app_bytes = inside.layers["app"]
     yield _above("  sent above the app's layer", mine.moved.sent, app_bytes, "the app's layer")
     yield _above("    in bodies, without headers", _body_bytes(ours), app_bytes, "the app's layer")
@@ -318,7 +320,7 @@ def _code(ours: Shipway, best: Dockerfile, original: Dockerfile) -> Iterator[Row
 
 def _append(ours: Shipway, image: str, number: int) -> Cost:
     layer = ours.root.with_name("app.tar")
-    _git(ours.root, "archive", "--prefix=srv/", f"--output={layer}", "HEAD", "app")
+    git(ours.root, "archive", "--prefix=srv/", f"--output={layer}", "HEAD", "app")
     program, name = crane(), f"{image.partition('@')[0]}:crane-{number}"
     return _cost(ours.wire, lambda: rivals.append(program, layer, base=image, image=name))
 
@@ -351,7 +353,7 @@ def _code_cold(ours: Shipway, best: Dockerfile, folder: Path) -> Iterator[Row]:
     cache.release(*_INLINE_CACHE)
     plain, cached = [], []
     for number in range(_COLD_ROUNDS):
-        _change_code(ours, best)
+        change_code(ours, best)
         with ours.elsewhere(folder / f"clone-{number}") as clone:
             mine = clone.release()
         with best.elsewhere(folder / "cold") as cold:
@@ -389,7 +391,7 @@ def _dependency(ours: Shipway, best: Dockerfile) -> Iterator[Row]:
 
 def _large(ours: Shipway, folder: Path) -> Iterator[Row]:
     """Push a model of 2 GB for the first time."""
-    large = _weights(folder / "large", _LARGE_BYTES, seed=3)
+    large = weights(folder / "large", _LARGE_BYTES, seed=3)
     ours.invoke("model.publish", "--folder", str(large))
     shutil.rmtree(large)
     yield _memory("peak memory, 2 GB model", ours.release(), _LARGE_BYTES)

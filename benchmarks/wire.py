@@ -48,17 +48,21 @@ class Moved:
 class Wire:
     """A listener that passes everything on to `address`, and counts it."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        """Listen on a free port of loopback."""
+    def __init__(self, address: tuple[str, int], *, listen: str = "127.0.0.1") -> None:
+        """Listen on a free port of `listen`."""
         self._address = address
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server((listen, 0), backlog=64)
         self._counts = {"sent": 0, "received": 0}
         self._lock = threading.Lock()
 
     @property
     def host(self) -> str:
         """`HOST:PORT`, as it stands in a repository's name."""
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        return "{}:{}".format(*self._listener.getsockname())
+
+    def beside(self, listen: str) -> Wire:
+        """Return another way to the same place, which counts for itself."""
+        return Wire(self._address, listen=listen)
 
     @property
     def moved(self) -> Moved:

@@ -21,7 +21,7 @@ import pytest
 from tests.cluster.inside import Order, ask
 from tests.cluster.plan import NODES, Plan
 
-_WAIT_S = 60
+_WAIT_S, _LONGEST_S = 60, 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,13 @@ class Cluster:
         """The administrator's; all that it names belongs to the tests."""
         return Path(self.environ["KUBECONFIG"])
 
+    @property
+    def mine(self) -> Plan:
+        """The plan of a cluster of our own; on another's the test is skipped."""
+        if not self.plan:
+            pytest.skip("this test is for a cluster of our own: leave out --kube-context")
+        return self.plan
+
     def kubectl(self, *words: str, stdin: str | None = None) -> str:
         """Run kubectl and return its stdout."""
         done = self.tried(*words, stdin=stdin)
@@ -61,7 +68,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=2 * _WAIT_S,
+            timeout=_LONGEST_S,
         )
 
     def argv(self, *words: str) -> list[str]:
@@ -154,9 +161,7 @@ class Cluster:
         return dict(self._order({"do": "status"})["starts"])
 
     def _order(self, order: Order) -> dict[str, Any]:
-        if not self.plan:
-            pytest.skip("this test pulls plugs, which is for a cluster of our own: leave out --kube-context")
-        return ask(self.plan.folder, order)
+        return ask(self.mine.folder, order)
 
 
 def own(plan: Plan) -> Cluster:
