@@ -400,11 +400,11 @@ class Kubernetes:
     def _settle(self, deployment: Object, version: Version) -> None:
         """Write down that this version is the one to serve, and that its record is a good one."""
         settled, record = _settled(deployment), manifests.record_of(deployment)
+        if record:  # first: whoever is killed in between leaves a version that is proven once more
+            self._releases.mark_settled(record)
         if settled is None or (settled.version, settled.record) != (version, record):
             facts = json.dumps({"version": asdict(version), "since": time.time(), "record": record})
             self._kubectl.annotate("deployment.apps", self._name, {manifests.SETTLED: facts})
-        if record:
-            self._releases.mark_settled(record)
 
     def _await_alone(self, version: Version, *, error: type[RolloutError]) -> None:
         """Wait until the pods of all other versions have ended; one on a node that died never says so."""

@@ -26,6 +26,12 @@ LABELS = {"app": "web"}
 _WAIT_S = 30.0
 
 
+@pytest.fixture(autouse=True)
+def ours(cluster: Cluster) -> Plan:
+    """Leave somebody's cluster alone: these are tests of our own."""
+    return cluster.mine
+
+
 @pytest.fixture(scope="module")
 def web(cluster: Cluster) -> Iterator[str]:
     """Give a namespace in which each node has a pod that says its name, behind a load balancer."""
@@ -253,15 +259,13 @@ def test_nothing_had_to_be_started_twice_when_nobody_killed_it(cluster: Cluster)
     assert twice <= {"apiserver", *NODES}
 
 
-def test_up_is_refused_when_the_cluster_is_there(cluster: Cluster) -> None:
-    assert cluster.plan
+def test_up_is_refused_when_the_cluster_is_there(cluster: Cluster, ours: Plan) -> None:
     with pytest.raises(keeper.ClusterError, match=str(cluster.kubeconfig)):
-        keeper.up(cluster.plan.name)
+        keeper.up(ours.name)
 
 
-def test_nothing_is_left_when_the_keeper_was_killed_and_down_was_called(cluster: Cluster) -> None:
-    assert cluster.plan
-    other = keeper.up(f"{cluster.plan.name}-other")
+def test_nothing_is_left_when_the_keeper_was_killed_and_down_was_called(ours: Plan) -> None:
+    other = keeper.up(f"{ours.name}-other")
     assert other.plan
     try:
         pod = {"containers": [{"name": "idle", "image": f"{other.registry}/pause:1"}]}

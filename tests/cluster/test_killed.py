@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import adder as adders
-from tests.cluster import releaser
+from tests.cluster import deadly, releaser
 from tests.cluster.adder import Adder
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import fresh
@@ -22,8 +22,37 @@ from tests.system.project import kill_at
 from tests.system.referee import Referee
 
 RATE = 50
-HALF_WAY = "1 of 2 new, 2 available; 2 old"
-STEPS = ("starting build", "measured, on http://127", "applying build", HALF_WAY, "answers users")
+ROLLING = r"^rollout +adder: "
+
+# A release, step by step: what it told last, or what the cluster did for it last. All are of one commit.
+STEPS = (
+    ("told", r"^test +python -m pytest"),
+    ("told", r"^model "),
+    ("told", r"^image "),
+    ("told", r"^push "),
+    ("done", r'(create|replace) .*"Lease".*"holderIdentity"'),
+    ("done", r"create .*adder-attempt-"),
+    ("done", r'apply .*"kind": "ConfigMap"'),  # how it is about to be applied
+    ("done", r'apply .*"name": "adder-candidate"'),
+    ("told", r"^rollout +candidate ready"),
+    ("told", r"^rollout +golden exchanges"),
+    ("told", r"^loadcheck "),
+    ("told", r"^rollout +applying"),  # the candidate is gone
+    ("done", r'apply .*"name": "adder"[,}]'),
+    ("told", r"^rollout +asked one by one"),
+    ("told", r"^rollout +build \w+ answers users"),
+    ("done", r"annotate configmap adder-release-"),
+    ("done", r"annotate deployments?.apps adder"),  # written down as the one to serve
+    ("done", r"replace .*adder-attempt-.*released"),
+    ("done", r'replace .*"Lease".*"spec": [{][}]'),
+)
+BEFORE_A_RECORD = 5
+# And an undo, which SIGTERM begins in the middle of a rolling update.
+UNDO_STEPS = (
+    ("done", r'apply .*--force-conflicts .*"name": "adder"[,}]'),
+    ("told", r"^rollout +undone in"),
+    ("done", r"replace .*adder-attempt-.*interrupted"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +62,67 @@ def adder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         folder = tmp_path_factory.mktemp("killed")
         made = adders.adder(cluster, namespace, folder)
         made.restricted()
-        made.project.environ.update(releaser.log_in(cluster, namespace, folder))
+        logged_in = releaser.log_in(cluster, namespace, folder)
+        made.project.environ.update(deadly.kubectl(folder / "deadly", logged_in), FATAL="")
         made.project.invoke("release")
         yield made
 
 
-def test_releases_that_were_killed_anywhere_need_no_hand_work(adder: Adder) -> None:
+def killed(adder: Adder, step: tuple[str, str], *, undone: bool = False) -> None:
+    """Release until SIGKILL comes at this step; when `undone`, SIGTERM comes first, in the middle."""
+    kind, pattern = step
+    process = adder.project.start("release", FATAL=pattern if kind == "done" else "")
+    lines = kill_at(process, re.compile(ROLLING), signal.SIGTERM) if undone else []
+    if kind == "told":
+        lines += kill_at(process, re.compile(pattern))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, f"{pattern}: {process.returncode}\n" + "\n".join([*lines, err])
+
+
+def test_release_that_was_killed_at_any_step_is_finished_by_the_next_without_hand_work(adder: Adder) -> None:
+    project, before = adder.project, adder.builds()
+    attempts = len(project.outcomes())
+    adder.touched("killed anywhere")
+    with Referee(adder.url, rate=RATE) as referee:
+        for step in STEPS:
+            killed(adder, step)
+        adder.touched("killed in the middle of a rolling update")
+        killed(adder, ("told", ROLLING))
+        released = project.facts("release")
+
+    assert referee.failed() == [], referee.summary()
+    records = [*["killed"] * (len(STEPS) - BEFORE_A_RECORD - 2), "released", "unchanged", "killed", "released"]
+    assert project.outcomes()[attempts:] == [("release", outcome) for outcome in records]
+    assert_serves_alone(adder, released["current"]["build"])
+    assert set(referee.builds()) > {*before, released["current"]["build"]}
+    assert len(set(referee.builds())) == 3
+
+
+def test_undo_that_was_killed_at_any_step_needs_no_hand_work(adder: Adder) -> None:
     project, before = adder.project, adder.builds()
     attempts = len(project.outcomes())
     with Referee(adder.url, rate=RATE) as referee:
-        for number, line in enumerate(STEPS):
-            adder.touched(f"killed {number}")
-            process = project.start("release")
-            kill_at(process, re.compile(line))
-            process.communicate(timeout=60)
-            assert adder.builds() <= {*before, *referee.builds()}
+        for number, step in enumerate(UNDO_STEPS):
+            adder.touched(f"killed while undone {number}")
+            killed(adder, step, undone=True)
+        undone = adder.builds()
         released = project.facts("release")
 
-    status = project.facts("status")
     assert referee.failed() == [], referee.summary()
-    assert (status["build"], status["healthy"]) == (released["current"]["build"], True)
-    assert project.outcomes()[attempts:] == [("release", "killed")] * len(STEPS) + [("release", "released")]
-    assert adder.builds() == {status["build"]}
+    assert undone == before
+    outcomes = [outcome for _, outcome in project.outcomes()[attempts:]]
+    assert outcomes == ["killed", "killed", "interrupted", "released"]
+    assert_serves_alone(adder, released["current"]["build"])
+
+
+def assert_serves_alone(adder: Adder, build: str) -> None:
+    """Look at all that a release could leave behind."""
+    told, status = adder.project.invoke("status")[0], adder.project.facts("status")
+    assert (status["build"], status["healthy"], adder.builds()) == (build, True, {build})
+    assert "changing it now" not in told
     assert [pod["metadata"]["name"] for pod in adder.staying() if "candidate" in pod["metadata"]["name"]] == []
+    labels = ("--selector=shipway.dev/candidate-of=adder", "--namespace", adder.namespace)
+    assert adder.cluster.get("deployments,services", *labels)["items"] == []
 
 
 def test_second_releaser_is_told_who_is_first_or_waits_and_goes_next(adder: Adder) -> None:
@@ -77,7 +144,7 @@ def test_promotion_that_is_interrupted_is_taken_back_without_losing_a_request(ad
     adder.touched("interrupted")
     with Referee(adder.url, rate=RATE) as referee:
         process = adder.project.start("release")
-        kill_at(process, re.compile(HALF_WAY), signal.SIGTERM)
+        kill_at(process, re.compile(ROLLING), signal.SIGTERM)
         _, err = process.communicate(timeout=120)
         undone = adder.builds()
         again = adder.project.facts("release")
