@@ -14,6 +14,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+# With the key identifiers: Python 3.13 and newer trust no authority that lacks them.
+_SIGNS = x509.KeyUsage(
+    key_cert_sign=True,
+    crl_sign=True,
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
@@ -38,8 +51,11 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test's own authority")])
         builder = _builder(self._name, self._name, self._key.public_key())
-        self._certificate = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
-            self._key, hashes.SHA256()
+        self._certificate = (
+            builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNS, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
         )
         self.pem = folder / "authority.pem"
         self.pem.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
@@ -63,6 +79,8 @@ class Authority:
 
     def _signed(self, builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, name: str) -> Issued:
         issued = Issued(certificate=self._folder / f"{name}.pem", key=self._folder / f"{name}.key")
+        ours = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(ours, critical=False)
         issued.certificate.write_bytes(
             builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         )

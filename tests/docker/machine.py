@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -195,9 +195,9 @@ def base(python: str, images: Images) -> Digest:
     return Digest.of(manifest)
 
 
-def python_image(python: str, client: Any) -> str:
-    """Give the daemon the same base, and return its name there: the Dockerfile's `PYTHON_IMAGE`."""
-    made = prepared(python)
+def python_image(python: str, client: Any, *packages: str) -> str:
+    """Give the daemon the same base, with these packages besides, and return its name: a `PYTHON_IMAGE`."""
+    made = prepared(python, *packages)
     name = f"shipway-test/python:{python}-{made.name}"
     try:
         client.images.get(name)
@@ -215,28 +215,29 @@ def _entry(blob: Descriptor) -> dict[str, Any]:
 
 
 @cache
-def prepared(python: str) -> Path:
-    """Return the folder of a base, made unless it is there."""
+def prepared(python: str, *packages: str) -> Path:
+    """Return the folder of a base that has these packages besides, made unless it is there."""
     pip = _pip_configuration()
-    made = PLACE / "bases" / _fingerprint(python, pip)
+    made = PLACE / "bases" / _fingerprint(python, pip, packages)
     made.parent.mkdir(parents=True, exist_ok=True)
     with locked(made.parent / "turn.lock"):
         if not made.is_dir():
             with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
-                _make(python, pip, Path(scratch))
+                _make(python, pip, Path(scratch), packages)
                 fresh = Path(scratch) / "base"
                 fresh.rename(made)
     return made
 
 
-def _fingerprint(python: str, pip: str) -> str:
-    how = "\0".join([*_command(python, Path()), pip]).encode()
+def _fingerprint(python: str, pip: str, packages: Sequence[str]) -> str:
+    how = "\0".join([*_command(python, Path(), packages), pip]).encode()
     return hashlib.sha256(how + Path(host_authorities()).read_bytes()).hexdigest()[:12]
 
 
-def _command(python: str, scratch: Path) -> list[str]:
+def _command(python: str, scratch: Path, packages: Sequence[str]) -> list[str]:
+    included = ",".join([_PACKAGES, *packages])
     return [
-        *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={_PACKAGES}"),
+        *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={included}"),
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")),
         f"--customize-hook=upload {host_authorities()} {_AUTHORITIES}",
         f"--customize-hook=upload {scratch}/pip.conf /etc/pip.conf",
@@ -245,13 +246,13 @@ def _command(python: str, scratch: Path) -> list[str]:
     ]
 
 
-def _make(python: str, pip: str, scratch: Path) -> None:
+def _make(python: str, pip: str, scratch: Path, packages: Sequence[str]) -> None:
     if not (shutil.which("mmdebstrap") and os.geteuid() == 0):
         pytest.skip("no base image can be made: as root, apt-get install mmdebstrap")
     fresh = scratch / "base"
     fresh.mkdir()
     (scratch / "pip.conf").write_text(pip)
-    done = subprocess.run(_command(python, scratch), capture_output=True, text=True, check=False)
+    done = subprocess.run(_command(python, scratch, packages), capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no base image can be made here:\n{done.stderr[-2000:]}")
     version = (scratch / "version").read_text("utf-8").removeprefix("Python ").strip()
