@@ -46,9 +46,10 @@ def adder(released: Adder) -> Iterator[Adder]:
         yield released
     finally:
         project.git("reset", "--quiet", "--hard", good)
-    status = project.facts("status")
-    assert (status["healthy"], {status["build"]}) == (True, released.builds())
-    assert "changing it now" not in project.invoke("status")[0]
+    told, (build,) = project.invoke("status")[0], released.builds()
+    assert f"build {build[:12]}" in told
+    assert ", healthy" in told
+    assert "changing it now" not in told
     assert [record["outcome"] for record in project.facts("history") if record["outcome"] is None] == []
     assert [pod["metadata"]["name"] for pod in released.staying() if "candidate" in pod["metadata"]["name"]] == []
 
@@ -83,7 +84,8 @@ def test_both_replicas_run_the_digest_when_it_was_released(adder: Adder) -> None
     images = {pod["spec"]["nodeName"]: pod["spec"]["containers"][0]["image"] for pod in adder.staying()}
 
     wanted = f"{adder.project.environ['SHIPWAY_PUSH_REPOSITORY']}@{digest}"
-    assert images == dict.fromkeys(NODES, wanted)
+    assert set(images.values()) == {wanted}
+    assert len(images) == 2
 
 
 # -- candidates that are refused -------------------------------------------------------------
@@ -110,7 +112,7 @@ def test_candidate_is_refused_and_users_never_meet_it_when_it(adder: Adder, faul
             "release",
             exits=code,
             SHIPWAY_SERVICE_START_TIMEOUT_S="10",
-            SHIPWAY_LOADCHECK_SECONDS="6",
+            SHIPWAY_LOADCHECK_SECONDS="6" if "Timer" in fault else "2",
             SHIPWAY_LOADCHECK_MAX_P95_MS="250",
         )
 
@@ -226,13 +228,13 @@ def status_of(url: str) -> int:
 # -- the cluster's own faults ----------------------------------------------------------------
 
 
-def test_release_waits_out_an_api_server_that_is_away(adder: Adder) -> None:
+def test_release_waits_out_an_api_server_that_is_away_for_a_minute(adder: Adder) -> None:
     adder.touched("patient")
     with Referee(adder.url, rate=RATE) as referee:
         process = adder.project.start("release", "--json")
         kill_at(process, re.compile(r"^rollout +applying"), signal.SIGCONT)
         adder.cluster.kill("apiserver")
-        time.sleep(20)
+        time.sleep(60)
         adder.cluster.start("apiserver")
         out, err = process.communicate(timeout=240)
 
@@ -257,7 +259,7 @@ def test_replicas_stay_as_somebody_set_them_when_a_release_is_under_way(adder: A
 
 
 def test_no_request_fails_when_a_node_is_drained_in_the_middle_of_a_release(adder: Adder) -> None:
-    node = NODES[1]
+    node = max(adder.cluster.nodes())
     adder.touched("drained")
     with Referee(adder.url, rate=RATE) as referee:
         process = adder.project.start("release", "--json")
@@ -285,6 +287,8 @@ def test_next_release_converges_when_a_node_died_in_the_middle_of_one(adder: Add
             time.sleep(5)
         again = adder.project.facts("release")
 
+    lost = [answer.at + answer.latency_ms / 1000 for answer in referee.failed()]
+    print(f"{max(lost, default=0) - min(lost, default=0):.0f} s of failures:", referee.summary())  # noqa: T201 - as above
     assert process.returncode in {0, *range(50, 70)}, err
     assert again["outcome"] in {"released", "unchanged"}
     assert [answer for answer in referee.failed() if answer.at > healed] == [], referee.summary()
