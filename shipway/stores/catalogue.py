@@ -424,6 +424,8 @@ class Catalogue:
         """Write a move down, if it is not there yet; where an alias keeps no turns, under the next free one."""
         turn = move.turn or 1
         while not self._store.create(key := f"{name}/log/{move.alias}-{turn}.json", data):
+            if move.turn:
+                return  # one turn is one move: somebody wrote this one down
             stored = self._store.read(key)
             if stored and stored.data == data:
                 return

@@ -1,4 +1,4 @@
-"""Other people's programs that tests need: two registries, and what reads images without us.
+"""Other people's programs that tests need: registries, a store, and what reads images without us.
 
 A Go program is built once, at a pinned version, into `~/.cache/shipway-tests/bin`, unless the
 machine has that version already. What cannot be had is a skip that says how to get it.
@@ -21,6 +21,7 @@ COREDNS = "github.com/coredns/coredns@v1.12.4"
 CRANE = "github.com/google/go-containerregistry/cmd/crane@v0.22.1"
 DISTRIBUTION = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
 ORAS = "oras.land/oras/cmd/oras@v1.3.6"
+VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 _BUILD_S = 600
 
 
@@ -47,6 +48,11 @@ def oras() -> Path:
 def coredns() -> Path:
     """Return CoreDNS, the name service of a cluster."""
     return _built(COREDNS)
+
+
+def versitygw() -> Path:
+    """Return Versity's server of S3's protocol."""
+    return _built(VERSITYGW)
 
 
 def skopeo() -> Path:

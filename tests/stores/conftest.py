@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.docker import tools
 from tests.stores import parts
 from tests.stores.parts import Azurite, S3Server
 from tests.stores.tracking import Tracking
@@ -42,6 +43,21 @@ def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, text in running_s3.environ.items():
         monkeypatch.setenv(name, text)  # boto3 looks there itself
     return running_s3
+
+
+@pytest.fixture(scope="session")
+def running_s3_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Give one S3 server of another make for the whole run."""
+    with parts.s3_gateway(tools.versitygw(), tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+@pytest.fixture
+def s3_gateway(running_s3_gateway: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """Give it, with a credential in the environment."""
+    for name, text in running_s3_gateway.environ.items():
+        monkeypatch.setenv(name, text)
+    return running_s3_gateway
 
 
 @pytest.fixture(scope="session")

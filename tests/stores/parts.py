@@ -1,4 +1,4 @@
-"""Real stores for tests, each a process of its own on a free port of loopback: Azurite, and moto's S3 server.
+"""Real stores for tests, each a process of its own on a free port of loopback: Azurite, and two S3 servers.
 
 Azurite is installed once, at a pinned version, into `~/.cache/shipway-tests`. It takes Entra's
 tokens over https alone, so it has a certificate of a test's own authority, and the tokens come
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +33,8 @@ from tests.docker.authority import Authority, Issued
 from tests.docker.tools import PLACE
 from tests.system.project import free_port
 
-ACCOUNT, CONTAINER = "shipway", "models"
+ACCOUNT, CONTAINER, REGION = "shipway", "models", "eu-central-1"
+ACCESS_KEY, SECRET_KEY = "a-tests-own", "no secret at all"
 _AZURITE = "3.37.0"
 _KEY = "c2hpcHdheSB0ZXN0cyB0aGVtc2VsdmVzLCBubyBzZWNyZXQgYXQgYWxs"  # of the account, for what a test does itself
 _START_S, _INSTALL_S = 60.0, 300
@@ -147,20 +148,20 @@ class S3Server:
     def environ(self) -> dict[str, str]:
         """What AWS's usual chain finds in a process's environment."""
         return {
-            "AWS_ACCESS_KEY_ID": "a-tests-own",
-            "AWS_SECRET_ACCESS_KEY": "no secret at all",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
     def access(self, *, endpoint: str | None = None) -> Access:
         """Return how shipway reaches it, there or through something in front."""
-        return Access(endpoint=endpoint or self.endpoint, region="eu-central-1")
+        return Access(endpoint=endpoint or self.endpoint, region=REGION)
 
     def settings(self) -> Mapping[str, str]:
         """Return the same for a process that runs `invoke`."""
         return {
             "SHIPWAY_MODEL_ENDPOINT": self.endpoint,
-            "SHIPWAY_MODEL_REGION": "eu-central-1",
+            "SHIPWAY_MODEL_REGION": REGION,
             **self.environ,
         }
 
@@ -168,22 +169,41 @@ class S3Server:
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Start moto's S3 server with one bucket, all in memory."""
+    port = free_port()
+    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _serving_s3(argv, folder, port, rb"Running on", {"PYTHONWARNINGS": "ignore"}) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def s3_gateway(program: Path, folder: Path) -> Iterator[S3Server]:
+    """Start Versity's S3 server with one bucket, in files below `folder`."""
+    port = free_port()
+    kept = {name: folder / name for name in ("objects", "facts", "multipart")}
+    for each in kept.values():
+        each.mkdir()
+    argv: list[str | Path] = [program, "--port", f"127.0.0.1:{port}", "--region", REGION, "--keep-alive"]
+    argv += ["posix", "--sidecar", kept["facts"], kept["objects"]]
+    login = {"ROOT_ACCESS_KEY_ID": ACCESS_KEY, "ROOT_SECRET_ACCESS_KEY": SECRET_KEY}
+    with _serving_s3(argv, folder, port, rb"initialized|listening|http://", login) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _serving_s3(
+    argv: Sequence[str | Path], folder: Path, port: int, ready: bytes, environ: Mapping[str, str]
+) -> Iterator[S3Server]:
+    """Run a server until the `with` block ends, and make the bucket."""
     import boto3  # noqa: PLC0415 - heavy
 
-    port = free_port()
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        )
+        process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, **environ})
         try:
-            _wait(process, folder / "log", rb"Running on")
+            _wait(process, folder / "log", ready)
             made = S3Server(endpoint=f"http://127.0.0.1:{port}", port=port)
-            session = boto3.Session("a-tests-own", "no secret at all", region_name="eu-central-1")
+            session = boto3.Session(ACCESS_KEY, SECRET_KEY, region_name=REGION)
             client = session.client("s3", endpoint_url=made.endpoint)
-            client.create_bucket(Bucket=CONTAINER, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+            client.create_bucket(Bucket=CONTAINER, CreateBucketConfiguration={"LocationConstraint": REGION})
             client.close()
             yield made
         finally:

@@ -54,7 +54,7 @@ def place(request: pytest.FixtureRequest, prefix: str) -> tuple[str, Mapping[str
     if request.param == "azure":
         azurite: Azurite = request.getfixturevalue("azurite")
         return f"az://{ACCOUNT}/{CONTAINER}/{prefix}", azurite.settings()
-    s3: S3Server = request.getfixturevalue("s3")
+    s3: S3Server = request.getfixturevalue("s3_gateway")  # moto looks and writes in two steps
     return f"s3://{CONTAINER}/{prefix}", s3.settings()
 
 

@@ -1,4 +1,4 @@
-"""Stores, bound to real services: a container and a bucket."""
+"""Stores, bound to real services: a container, and a bucket of two servers."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ class TestS3(StoreContract):
     @pytest.fixture
     def store(self, s3: S3Server, prefix: str) -> Store:
         return open_s3(f"s3://{CONTAINER}/{prefix}", s3.access())
+
+
+class TestAnotherS3(StoreContract):
+    @pytest.fixture
+    def store(self, s3_gateway: S3Server, prefix: str) -> Store:
+        return open_s3(f"s3://{CONTAINER}/{prefix}", s3_gateway.access())
