@@ -1,6 +1,6 @@
 """16 publishers and 16 promoters at once, and readers beside them, in several processes.
 
-Ten seconds for each store; `SHIPWAY_CONTENTION_S=60` makes it a minute. What every one of them
+Ten seconds for each store; `CONTENTION_S=60` makes it a minute. What every one of them
 was told is written down, and compared with what the store holds in the end.
 """
 
@@ -30,7 +30,7 @@ from shipway.stores.manifest import Move
 from tests import model_folder
 from tests.stores.parts import ACCOUNT, CONTAINER, Azurite, S3Server
 
-SECONDS = float(os.environ.get("SHIPWAY_CONTENTION_S", "10"))
+SECONDS = float(os.environ.get("CONTENTION_S", "10"))
 NAME, ALIAS = "adds", "production"
 PROCESSES, PUBLISHERS, PROMOTERS, READERS = 4, 4, 4, 1  # of each in every process
 SIGNATURE = {
