@@ -10,6 +10,7 @@ https://learn.microsoft.com/rest/api/storageservices/blob-service-rest-api
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import ssl
 import threading
@@ -313,17 +314,44 @@ class AzureBlobs:
 def _transport(access: Access) -> Any:
     """Return what carries the requests of all threads: as many connections, and the settings' authority."""
     from azure.core.pipeline.transport import RequestsTransport  # noqa: PLC0415 - as in `open_azure`
+    from certifi import where  # noqa: PLC0415 - whom requests trusts
     from requests import Session  # noqa: PLC0415 - what Azure's transport is made of
     from requests.adapters import HTTPAdapter  # noqa: PLC0415 - as above
 
+    authorities = access.authority or os.environ.get("REQUESTS_CA_BUNDLE") or where()
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise NotConfigured(
+            f"{authorities} is no file of certificates in PEM ({error})",
+            advice="name one in [model] authority, or in REQUESTS_CA_BUNDLE",
+        ) from error
+
+    class Connections(HTTPAdapter):
+        """With one context for all: to read the authorities anew for each takes longer than its handshake."""
+
+        def init_poolmanager(self, *args: Any, **options: Any) -> None:
+            super().init_poolmanager(*args, ssl_context=context, **options)
+
+        def proxy_manager_for(self, proxy: Any, **options: Any) -> Any:
+            return super().proxy_manager_for(proxy, ssl_context=context, **options)
+
+        def get_connection_with_tls_context(
+            self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+        ) -> Any:
+            del verify  # the context knows
+            return super().get_connection_with_tls_context(request, verify=True, proxies=proxies, cert=cert)
+
+        def cert_verify(self, conn: Any, *_: Any) -> None:
+            conn.cert_reqs = "CERT_REQUIRED"
+
     session = Session()
-    session.mount("https://", HTTPAdapter(pool_maxsize=2 * transfer.THREADS, max_retries=0))
+    session.mount("https://", Connections(pool_maxsize=2 * transfer.THREADS, max_retries=0))
     return RequestsTransport(
         session=session,
         connection_timeout=_CONNECT_S,
         read_timeout=_READ_S,
         connection_data_block_size=_BLOCK_BYTES,
-        connection_verify=str(access.authority) if access.authority else True,
     )
 
 

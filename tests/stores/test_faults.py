@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shipway.errors import LoginMissing, ModelCorrupt, ModelError, StoreRefused, StoreUnreachable
+from shipway.errors import LoginMissing, ModelCorrupt, ModelError, NotConfigured, StoreRefused, StoreUnreachable
 from shipway.stores import transfer
 from shipway.stores.azure import open_azure
 from shipway.stores.objects import Access, Blob, Store
@@ -293,6 +294,40 @@ def test_azure_says_so_when_nobody_vouches_for_the_certificate(azurite: Azurite,
         open_azure(f"az://{ACCOUNT}/{CONTAINER}/{prefix}", access).read("a")
 
     assert "[model] authority" in caught.value.next
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_azure_says_so_when_the_authority_is_no_certificate(azurite: Azurite, text: str | None, tmp_path: Path) -> None:
+    authority = tmp_path / "authority.pem"
+    if text:
+        authority.write_text(text)
+    access = Access(azure_credential="managed_identity", endpoint=azurite.endpoint, authority=authority)
+
+    with pytest.raises(NotConfigured, match=r"authority\.pem is no file of certificates"):
+        open_azure(f"az://{ACCOUNT}/{CONTAINER}/models", access)
+
+
+def test_authorities_are_read_once_for_all_connections(
+    azurite: Azurite, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    load = ssl.SSLContext.load_verify_locations
+
+    def loaded(self: ssl.SSLContext, cafile: str | None = None, *more: str | None) -> None:
+        read.append(cafile)
+        load(self, cafile, *more)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", loaded)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(azurite.authority))
+    access = Access(azure_credential="managed_identity", endpoint=azurite.endpoint, environ=azurite.identity.environ)
+    store = open_azure(f"az://{ACCOUNT}/{CONTAINER}/{prefix}", access)
+    store.put("blob", [CONTENT], size_bytes=len(CONTENT))
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: store.read("missing"), range(8)))
+
+    assert found == [None] * 8
+    assert read == [str(azurite.authority)]
 
 
 def test_tokens_are_asked_for_once_when_many_threads_want_one(azurite: Azurite, prefix: str) -> None:
