@@ -10,7 +10,6 @@ https://learn.microsoft.com/rest/api/storageservices/blob-service-rest-api
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import ssl
 import threading
@@ -318,7 +317,7 @@ def _transport(access: Access) -> Any:
     from requests import Session  # noqa: PLC0415 - what Azure's transport is made of
     from requests.adapters import HTTPAdapter  # noqa: PLC0415 - as above
 
-    authorities = access.authority or os.environ.get("REQUESTS_CA_BUNDLE") or where()
+    authorities = access.authority or access.environ.get("REQUESTS_CA_BUNDLE") or where()
     try:
         context = ssl.create_default_context(cafile=authorities)
     except OSError as error:

@@ -25,10 +25,9 @@ from shipway.stores import durable
 from shipway.stores.objects import Found
 
 RANGE_BYTES = 8 << 20
-THREADS = 32  # of a download into a file; where ranges wait in memory there are fewer
-_AHEAD_THREADS = 16
+THREADS = 32  # of a download into a file
 THREAD_NAME = "shipway-range"
-_AHEAD_BYTES = 2 << 20
+_AHEAD_BYTES, _AHEAD_THREADS = 1 << 20, 8  # in memory, and the allocator keeps as much again for each thread
 _SHORT_TRIES = 3
 _HELD = struct.Struct("<I")
 

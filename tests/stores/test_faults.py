@@ -318,8 +318,8 @@ def test_authorities_are_read_once_for_all_connections(
         load(self, cafile, *more)
 
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", loaded)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(azurite.authority))
-    access = Access(azure_credential="managed_identity", endpoint=azurite.endpoint, environ=azurite.identity.environ)
+    environ = {**azurite.identity.environ, "REQUESTS_CA_BUNDLE": str(azurite.authority)}
+    access = Access(azure_credential="managed_identity", endpoint=azurite.endpoint, environ=environ)
     store = open_azure(f"az://{ACCOUNT}/{CONTAINER}/{prefix}", access)
     store.put("blob", [CONTENT], size_bytes=len(CONTENT))
 

@@ -94,7 +94,7 @@ def test_ahead_gives_the_bytes_in_order() -> None:
     source = Cutting()
 
     assert b"".join(transfer.ahead(source, len(CONTENT))) == CONTENT
-    assert len(source.asked) == -(-len(CONTENT) // (2 << 20))
+    assert len(source.asked) == -(-len(CONTENT) // (1 << 20))
 
 
 def test_in_order_begins_no_more_than_is_allowed_ahead() -> None:
