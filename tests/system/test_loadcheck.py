@@ -56,6 +56,8 @@ class Served:
                 body = json.dumps(document).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                if self.close_connection:  # the client wants it; one that is not told would ask here once more
+                    self.send_header("Connection", "close")
                 self.end_headers()
                 with contextlib.suppress(ConnectionError):
                     self.wfile.write(body)
