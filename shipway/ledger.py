@@ -235,15 +235,12 @@ class FileSlot:
 
     def read(self) -> Seen:
         """See `Slot.read`; a torn or foreign file is nobody."""
-        changes = self._changes.all()
-        if not changes:
-            return Seen(holder=None, etag=None)
-        number = max(changes)
+        number, data = self._last()
         try:
-            holder = TypeAdapter(Holder).validate_json(changes[number])
+            holder = TypeAdapter(Holder).validate_json(data)
         except ValueError:
             holder = None
-        return Seen(holder=holder, etag=str(number))
+        return Seen(holder=holder, etag=str(number) if number else None)
 
     def write(self, holder: Holder, seen: Seen) -> bool:
         """See `Slot.write`."""
@@ -256,6 +253,13 @@ class FileSlot:
             if each < last:
                 self._changes.delete(each)
         return last == number  # what came before the last change may be gone, and its number free again
+
+    def _last(self) -> tuple[int, bytes]:
+        """Return the last change; one that is gone before it was read was followed by another."""
+        while True:
+            number, data = max(self._changes.all().items(), default=(0, b""))
+            if data or number == max(self._changes.all(), default=0):
+                return number, data
 
 
 # -- the records ---------------------------------------------------------------------------

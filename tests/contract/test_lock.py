@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,12 @@ def test_error_of_the_body_goes_on_when_the_lock_cannot_be_given_back(
 
     (line,) = told.lines
     assert "No space left on device" in line
+
+
+def test_lock_is_held_throughout_when_threads_of_its_holder_renew_it_at_once(folder: Path) -> None:
+    with take(Lock(FileSlot(folder), lease_s=3600)) as lock, ThreadPoolExecutor(4) as threads:
+        for renewed in [threads.submit(lock.check) for _ in range(400)]:
+            renewed.result()
 
 
 def test_check_fails_when_nothing_is_held(folder: Path) -> None:
