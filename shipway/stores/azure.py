@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shipway import entra
@@ -82,7 +83,7 @@ def open_azure(
         access.azure_credential, role=ROLE, setting=f"[model] store = {address!r}", environ=access.environ
     )
     tokens = _Tokens(who)
-    transport = _transport(access)
+    transport = _transport(endpoint, access.authority)
     client = ContainerClient(
         endpoint,
         container,
@@ -310,16 +311,21 @@ class AzureBlobs:
         return ""
 
 
-def _transport(access: Access) -> Any:
+def _transport(endpoint: str, authority: Path | None) -> Any:
     """Return what carries the requests of all threads: as many connections, and the settings' authority."""
     from azure.core.pipeline.transport import RequestsTransport  # noqa: PLC0415 - as in `open_azure`
     from certifi import where  # noqa: PLC0415 - whom requests trusts
     from requests import Session  # noqa: PLC0415 - what Azure's transport is made of
     from requests.adapters import HTTPAdapter  # noqa: PLC0415 - as above
 
-    authorities = access.authority or access.environ.get("REQUESTS_CA_BUNDLE") or where()
+    session = Session()
+    named = session.merge_environment_settings(endpoint, {}, None, str(authority) if authority else True, None)
+    authorities = Path(where() if named["verify"] is True else named["verify"])
     try:
-        context = ssl.create_default_context(cafile=authorities)
+        if authorities.is_dir():
+            context = ssl.create_default_context(capath=authorities)
+        else:
+            context = ssl.create_default_context(cafile=authorities)
     except OSError as error:
         raise NotConfigured(
             f"{authorities} is no file of certificates in PEM ({error})",
@@ -344,7 +350,6 @@ def _transport(access: Access) -> Any:
         def cert_verify(self, conn: Any, *_: Any) -> None:
             conn.cert_reqs = "CERT_REQUIRED"
 
-    session = Session()
     session.mount("https://", Connections(pool_maxsize=2 * transfer.THREADS, max_retries=0))
     return RequestsTransport(
         session=session,

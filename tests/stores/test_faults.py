@@ -314,12 +314,12 @@ def test_authorities_are_read_once_for_all_connections(
     load = ssl.SSLContext.load_verify_locations
 
     def loaded(self: ssl.SSLContext, cafile: str | None = None, *more: str | None) -> None:
-        read.append(cafile)
+        read.append(str(cafile))
         load(self, cafile, *more)
 
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", loaded)
-    environ = {**azurite.identity.environ, "REQUESTS_CA_BUNDLE": str(azurite.authority)}
-    access = Access(azure_credential="managed_identity", endpoint=azurite.endpoint, environ=environ)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(azurite.authority))
+    access = Access(azure_credential="managed_identity", endpoint=azurite.endpoint, environ=azurite.identity.environ)
     store = open_azure(f"az://{ACCOUNT}/{CONTAINER}/{prefix}", access)
     store.put("blob", [CONTENT], size_bytes=len(CONTENT))
 
