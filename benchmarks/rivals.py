@@ -35,8 +35,8 @@ BEST = """\
 ARG BASE
 FROM ${BASE}
 COPY app/requirements.txt /tmp/requirements.txt
-RUN --mount=type=cache,target=/root/.cache/pip \\
-    python -m pip install --no-compile --require-hashes --only-binary :all: \\
+RUN --mount=type=cache,target=/wheels \\
+    PIP_CACHE_DIR=/wheels python -m pip install --no-compile --require-hashes --only-binary :all: \\
     --target /srv/site-packages --requirement /tmp/requirements.txt
 COPY model /srv/model
 COPY app /srv/app

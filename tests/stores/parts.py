@@ -179,7 +179,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 def s3_gateway(program: Path, folder: Path) -> Iterator[S3Server]:
     """Start Versity's S3 server with one bucket, in files below `folder`."""
     port = free_port()
-    kept = {name: folder / name for name in ("objects", "facts", "multipart")}
+    kept = {name: folder / name for name in ("objects", "facts")}
     for each in kept.values():
         each.mkdir()
     argv: list[str | Path] = [program, "--port", f"127.0.0.1:{port}", "--region", REGION, "--keep-alive"]
