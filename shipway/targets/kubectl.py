@@ -25,8 +25,11 @@ MANAGER = "shipway"
 _ANSWER_S = 20
 _PATIENCE_S = 90.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0
+_HEARD_S = 120.0  # after a minute without API server kube-proxy was seen to hear of a change after 65 to 88 s
+_TRIES = 3
 _GONE = (  # what kubectl says when nobody, or nobody who is ready, answered
     "connection refused",
+    "was refused - did you specify the right host or port",
     "connection reset",
     "i/o timeout",
     "TLS handshake timeout",
@@ -94,6 +97,7 @@ class Kubectl:
         self._clock = clock
         self._sleep = sleep
         self._is_right = False
+        self._heard_at = clock()
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -154,13 +158,36 @@ class Kubectl:
 
     # -- changing ----------------------------------------------------------------------------
 
-    def apply(self, objects: Iterable[Object], *, force: bool = False, dry_run: bool = False) -> None:
+    def apply(
+        self,
+        objects: Iterable[Object],
+        *,
+        force: bool = False,
+        dry_run: bool = False,
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
         """Apply server-side, as `shipway`; `force` takes fields over that another owns, else he is told."""
         flags = (*(("--force-conflicts",) if force else ()), *(("--dry-run=server",) if dry_run else ()))
         self.ask(
             *("apply", "--server-side", f"--field-manager={MANAGER}", *flags, "--filename=-"),
             stdin={"apiVersion": "v1", "kind": "List", "items": list(objects)},
+            patience_s=patience_s,
         )
+
+    def apply_when_heard(self, objects: Sequence[Object]) -> None:
+        """Apply what replaces pods that serve; when the API server was away, not before every node has heard of it.
+
+        Nodes ask one that does not answer ever more seldom (client-go's reflectors: up to a minute
+        apart). One that has not heard of a change yet sends users to pods that have ended.
+        """
+        for _ in range(_TRIES):
+            self._await_heard()
+            began = self._clock()
+            with contextlib.suppress(ClusterUnreachable):
+                return self.apply(objects, patience_s=0)
+            self.ask("get", "--raw=/version")
+            self._was_away(began)
+        return self.apply(objects)
 
     def create(self, thing: Object) -> bool:
         """Create an object, or return false because there is another of this name.
@@ -251,6 +278,8 @@ class Kubectl:
         while True:
             done = self._once(words, stdin=stdin, timeout_s=timeout_s)
             if done.code == 0:
+                if pause_s > _FIRST_PAUSE_S:
+                    self._was_away(began)
                 return done
             if not any(sign in done.tail for sign in _GONE):
                 raise ClusterRefused(f"the cluster refused: {' '.join(done.argv[6:9])}", tail=done.tail)
@@ -263,6 +292,16 @@ class Kubectl:
             self._tell.live("rollout", f"the API server of {self.cluster.context} does not answer; asking again")
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _was_away(self, since: float) -> None:
+        now = self._clock()
+        self._heard_at = max(self._heard_at, now + min(2 * (now - since), _HEARD_S))
+
+    def _await_heard(self) -> None:
+        left_s = self._heard_at - self._clock()
+        if left_s > 0:
+            self._tell.say("rollout", f"the API server was away; {left_s:.0f} s for every node to hear of it again")
+            self._sleep(left_s)
 
     def _once(self, words: Sequence[str], *, stdin: Object | None = None, timeout_s: float = 60) -> Completed:
         argv = self.cluster.argv(*words)

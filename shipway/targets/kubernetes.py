@@ -230,7 +230,7 @@ class Kubernetes:
         is_new = self._deployment() is None
         self._tell.say("rollout", f"applying {candidate.version}")
         self._is_applied = True
-        self._kubectl.apply(self._wanted)
+        self._kubectl.apply_when_heard(self._wanted)
         if is_new and (count := manifests.replicas(self._wanted, self._name)):
             self._kubectl.scale("deployment.apps", self._name, count)
         self._watch(self._name, error=PromotionFailed, limit_s=self._rollout_s())

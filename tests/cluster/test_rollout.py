@@ -236,7 +236,7 @@ def test_release_waits_out_an_api_server_that_is_away_for_a_minute(adder: Adder)
         adder.cluster.kill("apiserver")
         time.sleep(60)
         adder.cluster.start("apiserver")
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=400)
 
     assert process.returncode == 0, err
     assert json.loads(out)["outcome"] == "released"

@@ -117,6 +117,47 @@ def test_error_names_how_long_nobody_answered() -> None:
     assert 90 <= sum(script.slept) < 96
 
 
+def test_what_replaces_pods_is_applied_at_once_when_the_server_was_never_away() -> None:
+    script = Script("applied")
+
+    script.kubectl().apply_when_heard([])
+
+    assert ([words[0] for words in script.asked], script.slept) == (["apply"], [])
+
+
+@pytest.mark.parametrize(
+    ("failures", "away_s", "waited_s"),
+    [pytest.param(3, 3.5, 7, id="briefly"), pytest.param(15, 62.5, 120, id="for a minute")],
+)
+def test_what_replaces_pods_waits_for_every_node_to_hear_when_the_server_was_away(
+    failures: int, away_s: float, waited_s: float
+) -> None:
+    refused = "error: The connection to the server there:6443 was refused - did you specify the right host or port?"
+    script = Script(refused, *[refused] * failures, "{}", "applied")
+
+    script.kubectl().apply_when_heard([])
+
+    assert [words[0] for words in script.asked] == ["apply", *["get"] * (failures + 1), "apply"]
+    assert (sum(script.slept[:-1]), script.slept[-1]) == (away_s, waited_s)
+
+
+def test_what_replaces_pods_waits_when_the_server_was_away_for_another_question() -> None:
+    script = Script("error: EOF", json.dumps({"items": []}), "applied")
+    kubectl = script.kubectl()
+
+    kubectl.find("pods")
+    kubectl.apply_when_heard([])
+
+    assert script.slept == [0.5, 1]
+
+
+def test_what_replaces_pods_is_given_up_when_the_server_stays_away() -> None:
+    script = Script(*["error: i/o timeout"] * 40)
+
+    with pytest.raises(ClusterUnreachable, match=r"there did not answer for 9\d s: get --raw=/version"):
+        script.kubectl().apply_when_heard([])
+
+
 def test_refusal_is_told_at_once_with_what_was_said() -> None:
     script = Script('error from server (Forbidden): pods is forbidden: User "ann" cannot list')
 
