@@ -15,6 +15,7 @@ from uv import find_uv_bin
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 LOCKED = ["--require-hashes", "--no-deps", "-r", "app/requirements.txt"]
+_STOPPING_S = 60
 # pyenv keeps its versions off the PATH, where nobody else looks
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, sorted(PYENV.glob("versions/3.*/bin")))])
@@ -45,6 +46,11 @@ def install_all(session: nox.Session) -> None:
     session.install(*LOCKED)
 
 
+def run_tests(session: nox.Session, folder: str) -> None:
+    """Run the tests of this folder; one that is interrupted has time to stop what it started."""
+    session.run("pytest", folder, *session.posargs, interrupt_timeout=_STOPPING_S)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
@@ -64,49 +70,56 @@ def types(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Run the tests that start no process and open no socket, on every Python found."""
     install_all(session)
-    session.run("pytest", "tests/unit", *session.posargs)
+    run_tests(session, "tests/unit")
 
 
 @nox.session
 def contract(session: nox.Session) -> None:
     """Run the same assertions on fakes and on the real parts."""
     install_all(session)
-    session.run("pytest", "tests/contract", *session.posargs)
+    run_tests(session, "tests/contract")
 
 
 @nox.session
 def app(session: nox.Session) -> None:
     """Test the service with its locked dependencies alone."""
     session.install(*LOCKED, "-r", "tests/app/requirements.txt")
-    session.run("pytest", "tests/app", *session.posargs)
+    run_tests(session, "tests/app")
 
 
 @nox.session
 def system(session: nox.Session) -> None:
     """Run real releases with real servers, as any user."""
     install_all(session)
-    session.run("pytest", "tests/system", *session.posargs)
+    run_tests(session, "tests/system")
+
+
+@nox.session
+def parts(session: nox.Session) -> None:
+    """Build or install other people's programs that the following sessions want, once; they do it themselves, else."""
+    install_all(session)
+    session.run("python", "-m", "tests.parts")
 
 
 @nox.session
 def docker(session: nox.Session) -> None:
     """Push to real registries and run images by Docker, as root; CONTRIBUTING.md says what it needs."""
     install_all(session)
-    session.run("pytest", "tests/docker", *session.posargs)
+    run_tests(session, "tests/docker")
 
 
 @nox.session
 def cluster(session: nox.Session) -> None:
     """Boot a Kubernetes of two nodes and run releases there, as root; CONTRIBUTING.md says what it needs."""
     install_all(session)
-    session.run("pytest", "tests/cluster", *session.posargs)
+    run_tests(session, "tests/cluster")
 
 
 @nox.session
 def stores(session: nox.Session) -> None:
     """Keep models in real stores: Azurite and an S3 server, with faults; CONTRIBUTING.md says what it needs."""
     install_all(session)
-    session.run("pytest", "tests/stores", *session.posargs)
+    run_tests(session, "tests/stores")
 
 
 @nox.session

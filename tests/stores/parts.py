@@ -111,7 +111,7 @@ class Azurite:
 @contextlib.contextmanager
 def azurite(folder: Path) -> Iterator[Azurite]:
     """Start Azurite with one container, all in memory."""
-    program = _azurite()
+    program = installed_azurite()
     authority = Authority(folder / "tls")
     issued = authority.issue("127.0.0.1", "localhost")
     port = free_port()
@@ -270,7 +270,7 @@ def _make_container(azurite: Azurite) -> None:
         container.create_container()
 
 
-def _azurite() -> Path:
+def installed_azurite() -> Path:
     """Return the program, installed where it is not there yet."""
     place = PLACE / f"azurite-{_AZURITE}"
     program = place / "node_modules" / ".bin" / "azurite-blob"

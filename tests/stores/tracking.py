@@ -52,7 +52,7 @@ class Tracking:
         """Run a script with plain mlflow and onnx, which talk to this server; return what it prints."""
         environ = {**os.environ, **_QUIET, "MLFLOW_TRACKING_URI": self.url}
         done = subprocess.run(
-            [_installed() / "bin" / "python", "-c", script, *map(str, arguments)],
+            [installed() / "bin" / "python", "-c", script, *map(str, arguments)],
             capture_output=True,
             text=True,
             env=environ,
@@ -73,7 +73,7 @@ class Tracking:
 @contextlib.contextmanager
 def tracking(folder: Path, *, environ: Mapping[str, str] | None = None) -> Iterator[Tracking]:
     """Start a server of its own."""
-    program = _installed() / "bin" / "mlflow"
+    program = installed() / "bin" / "mlflow"
     port, artifacts = free_port(), folder / "artifacts"
     argv = [str(program), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     argv += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(artifacts)]
@@ -94,7 +94,7 @@ def tracking(folder: Path, *, environ: Mapping[str, str] | None = None) -> Itera
             process.wait()
 
 
-def _installed() -> Path:
+def installed() -> Path:
     """Return the virtual environment that holds MLflow, made where it is not there yet."""
     place = PLACE / f"mlflow-{_MLFLOW}"
     PLACE.mkdir(parents=True, exist_ok=True)
