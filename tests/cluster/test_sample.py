@@ -46,7 +46,6 @@ def sample(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFa
             SHIPWAY_ROLLOUT_NAMESPACE=namespace,
             SHIPWAY_ROLLOUT_URL=f"http://{cluster.public_name(namespace)}",
             SHIPWAY_SERVICE_START_TIMEOUT_S="180",
-            SHIPWAY_LOADCHECK_MAX_P95_MS="5000",
         )
         yield project
 

@@ -168,10 +168,11 @@ def _problem(sock: socket.socket) -> tuple[int, str]:
 # -- whoever is slow, others are served ----------------------------------------------------------
 
 
-def test_clients_keep_their_p95_when_500_others_are_idle_or_slow(service: Service, photograph: bytes) -> None:
-    before = _p95_ms(service, photograph)
-
+def test_clients_keep_their_p95_when_500_others_are_idle_or_slow(
+    environ: Mapping[str, str], tmp_path: Path, service: Service, photograph: bytes
+) -> None:
     with contextlib.ExitStack() as stack:
+        quiet = stack.enter_context(_running(environ, tmp_path))
         idle, heads, bodies = (
             [stack.enter_context(service.connect()) for _ in range(count)] for count in (300, 100, 100)
         )
@@ -180,25 +181,30 @@ def test_clients_keep_their_p95_when_500_others_are_idle_or_slow(service: Servic
         for sock in bodies:
             sock.sendall(_post(photograph)[:2000])
         stack.enter_context(_trickling([*heads, *bodies]))
-        during = _p95_ms(service, photograph)
+        ours, theirs = _p95s_ms(service, quiet, photograph)
         alive = sum(_is_open(sock) for sock in (*idle, *heads, *bodies))
 
     assert alive == 500
-    assert during < 3 * before + 50
+    assert ours < 3 * theirs + 50
 
 
-def _p95_ms(service: Service, photograph: bytes) -> float:
-    """Measure 60 requests, half of them on new connections; all must be answered 200."""
-    milliseconds = []
-    with service.connect() as kept:
+def _p95s_ms(one: Service, other: Service, photograph: bytes) -> tuple[float, float]:
+    """Measure 60 requests to each, in turn, so that what else this machine does slows both.
+
+    Half of them are on new connections; all must be answered 200.
+    """
+    milliseconds: dict[int, list[float]] = {one.port: [], other.port: []}
+    with one.connect() as first, other.connect() as second:
         for number in range(60):
-            began = time.perf_counter()
-            with contextlib.nullcontext(kept) if number % 2 else service.connect() as sock:
-                sock.sendall(_post(photograph))
-                status, _ = _answer(sock)
-            milliseconds.append((time.perf_counter() - began) * 1000)
-            assert status == 200
-    return statistics.quantiles(milliseconds, n=20)[-1]
+            for service, kept in ((one, first), (other, second)):
+                began = time.perf_counter()
+                with contextlib.nullcontext(kept) if number % 2 else service.connect() as sock:
+                    sock.sendall(_post(photograph))
+                    status, _ = _answer(sock)
+                milliseconds[service.port].append((time.perf_counter() - began) * 1000)
+                assert status == 200
+    ours, theirs = (statistics.quantiles(each, n=20)[-1] for each in milliseconds.values())
+    return ours, theirs
 
 
 @contextlib.contextmanager
