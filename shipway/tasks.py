@@ -6,9 +6,11 @@ errors into exit codes. Imports nothing heavy: `invoke --list` must stay as quic
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -69,6 +71,8 @@ _REFUSALS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 
+
+_COLLECTED_EVERY = 50_000  # new objects, where Python says 700: importing a command's modules makes no garbage
 
 _SITES: list[Site] = []  # what the running task opened, and closes again
 
@@ -553,7 +557,9 @@ def keygen(_c: Context, file: str, json: bool = False) -> None:
 
 
 def namespace() -> Collection:
-    """Return all tasks, for a repository's `tasks.py`."""
+    """Return all tasks, for a repository's `tasks.py`; the process then collects garbage seldom, and none at its end."""
+    gc.set_threshold(_COLLECTED_EVERY)
+    atexit.register(gc.freeze)  # looking through all that was imported, to free it, took longer than to import it
     top = Collection(
         *(test, push, rollout, loadcheck, loadtest),
         *(build, deploy, release),
