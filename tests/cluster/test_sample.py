@@ -39,7 +39,6 @@ def sample(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFa
         project.environ.update(releaser.log_in(cluster, namespace, folder))
         project.environ.update(
             SHIPWAY_ENV="test",
-            SHIPWAY_TEST_COMMAND='["pytest", "tests/app/test_settings.py", "-q"]',  # the rest is known to pass
             SHIPWAY_IMAGE_BASE=cluster.base,
             SHIPWAY_PUSH_REPOSITORY=f"{cluster.registry}/{namespace}/{NAME}",
             SHIPWAY_ROLLOUT_CONTEXT=cluster.context,
