@@ -28,7 +28,7 @@ from shipway.proc import Proc
 from shipway.stages import loadcheck
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = LoadCheckSettings(users=4, rate=100, warmup_seconds=0.5, max_p95_ms=5000)
+SETTINGS = LoadCheckSettings(users=4, rate=100, warmup_seconds=0.3, min_requests=10, max_p95_ms=5000)
 SERVICE = ServiceSettings(command=("serve",))
 CAT: dict[str, Any] = {"predictions": [{"label": "tiger cat", "probability": 0.61}]}
 
@@ -128,7 +128,7 @@ def check(
     *,
     model: Path | None = None,
     settings: LoadCheckSettings = SETTINGS,
-    seconds: float = 1.5,
+    seconds: float = 1,
     builds: set[str] | None = None,
     baseline: float | None = None,
     root: Path = ROOT,
@@ -164,7 +164,9 @@ def every(count: int, bad: Answer) -> Callable[[], Answer]:
 def test_loadcheck_passes_and_leaves_a_report_when_the_service_is_good(tmp_path: Path, model: Path) -> None:
     told = Told()
     with serving(Served()) as served:
-        report = check(served.url, tmp_path / "reports", model=model, builds={"new"}, baseline=2500, told=told)
+        report = check(
+            served.url, tmp_path / "reports", model=model, seconds=1.5, builds={"new"}, baseline=2500, told=told
+        )
 
     assert (report.verdict, report.reasons, report.failure_ratio) == ("pass", (), 0.0)
     assert 0 < report.p50_ms <= report.p95_ms <= report.p99_ms
