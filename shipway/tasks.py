@@ -557,7 +557,7 @@ def keygen(_c: Context, file: str, json: bool = False) -> None:
 
 
 def namespace() -> Collection:
-    """Return all tasks, for a repository's `tasks.py`; the process then collects garbage seldom, and none at its end."""
+    """Return all tasks, for a `tasks.py`; the process then collects garbage seldom, and none at its end."""
     gc.set_threshold(_COLLECTED_EVERY)
     atexit.register(gc.freeze)  # looking through all that was imported, to free it, took longer than to import it
     top = Collection(
