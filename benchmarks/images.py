@@ -47,7 +47,7 @@ _INLINE_CACHE = ("--build-arg", "BUILDKIT_INLINE_CACHE=1")
 
 def main() -> None:
     """Measure, print the table, write `.shipway/benchmarks-images.json`."""
-    with tempfile.TemporaryDirectory(prefix="shipway-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="shipway-bench-", ignore_cleanup_errors=True) as folder:
         commit = git(ROOT, "rev-parse", "HEAD").strip()
         run([sys.executable, "-c", _IMPORTS])
         report(measure(Path(folder)), ROOT / ".shipway" / "benchmarks-images.json", commit=commit)
@@ -265,7 +265,7 @@ def _first(ours: Shipway, best: Dockerfile, original: Dockerfile, folder: Path) 
     for number in range(1, _COLD_ROUNDS):
         mine, costs = ours.afresh(folder / f"first-{number}").release(), []
         for each in (best, original):
-            with each.elsewhere(folder / "cold") as cold:
+            with each.elsewhere(folder / f"{each.root.name}-{number}") as cold:
                 image = each.image.replace(":latest", f"-{number}:latest")
                 costs.append(replace(cold, image=image).release())
         rounds.append((mine, *costs))
@@ -356,9 +356,9 @@ def _code_cold(ours: Shipway, best: Dockerfile, folder: Path) -> Iterator[Row]:
         change_code(ours, best)
         with ours.elsewhere(folder / f"clone-{number}") as clone:
             mine = clone.release()
-        with best.elsewhere(folder / "cold") as cold:
+        with best.elsewhere(folder / f"cold-{number}") as cold:
             plain.append((mine, cold.release()))
-        with best.elsewhere(folder / "cold") as cold:
+        with best.elsewhere(folder / f"cached-{number}") as cold:
             cached.append((mine, cold.release("--cache-from", cache.image)))
     yield from _beside("code only, empty caches", *_middle(plain), "the best Dockerfile")
     yield from _beside("code only, empty caches", *_middle(cached), "the same with --cache-from")

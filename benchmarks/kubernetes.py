@@ -39,7 +39,7 @@ _WAIT_S = 300
 
 def main() -> None:
     """Measure, print the table, write `.shipway/benchmarks-cluster.json`."""
-    with tempfile.TemporaryDirectory(prefix="shipway-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="shipway-bench-", ignore_cleanup_errors=True) as folder:
         commit = git(ROOT, "rev-parse", "HEAD").strip()
         report(measure(Path(folder)), ROOT / ".shipway" / "benchmarks-cluster.json", commit=commit)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -68,7 +67,11 @@ class Docker:
 
 @contextlib.contextmanager
 def machine(folder: Path) -> Iterator[Docker]:
-    """Start a daemon without images and caches in `folder`; both go with it."""
+    """Start a daemon without images and caches in `folder`, which stays when it ends.
+
+    Deleting it there would cost whoever makes files next: ext4 looks for those that are
+    gone since a minute or less before it makes a new one.
+    """
     folder.mkdir()
     (folder / "config").mkdir()
     url = f"unix://{folder}/socket"
@@ -85,7 +88,6 @@ def machine(folder: Path) -> Iterator[Docker]:
         finally:
             daemon.terminate()
             daemon.wait()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(docker: Docker, daemon: subprocess.Popen[bytes], folder: Path) -> None:

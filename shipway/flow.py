@@ -43,11 +43,9 @@ Only = Literal["model", "code"]
 def build(site: Site, *, version: int | None = None, again: bool = False, allow_downgrade: bool = False) -> Built:
     """Test the checkout, resolve its model, compose the image and push it."""
     suite = test(site, again=again)
-    model, composed = _composed(site, version, allow_downgrade=allow_downgrade)
-    ref, sent = _pushed(
-        site, composed, _evidence(site, model, composed, suite), *tested.names(site.images, site.snapshot)
-    )
-    return Built(suite=suite, model=model, image=composed.image, ref=ref, sent_bytes=sent.bytes_sent)
+    names = tested.names(site.images, site.snapshot)
+    model, image, ref, sent = _made(site, suite, *names, version=version, allow_downgrade=allow_downgrade)
+    return Built(suite=suite, model=model, image=image, ref=ref, sent_bytes=sent.bytes_sent)
 
 
 def deploy(
@@ -148,7 +146,12 @@ def image(site: Site, *, version: int | None = None) -> Image:
 
 
 def _composed(
-    site: Site, version: int | None = None, *, allow_downgrade: bool = False, may_build: bool = True
+    site: Site,
+    version: int | None = None,
+    *,
+    allow_downgrade: bool = False,
+    may_build: bool = True,
+    ready: compose.Ready = compose.ignore,
 ) -> tuple[Model, Composed]:
     """Pin the model and compose the image, from what was made before where that is the same."""
     catalogue = site.catalogue
@@ -172,6 +175,7 @@ def _composed(
         tell=site.tell,
         allow_dirty=not site.in_ci,
         may_build=may_build,
+        ready=ready,
     )
     return model, composed
 
@@ -187,17 +191,28 @@ def push(site: Site, *, version: int | None = None) -> ImageRef:
     It counts as tested when the tree passed its suite.
     """
     pinned = receipts.load(site.state, image_stage.STAGE, tree=site.snapshot.tree) or {}
-    model, composed = _composed(site, version or pinned.get("model_version"))
     suite = test_stage.passed_before(site.state, site.snapshot)
     tags = tested.names(site.images, site.snapshot) if suite else ()
-    ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite), *tags)
+    _, _, ref, _ = _made(site, suite, *tags, version=version or pinned.get("model_version"))
     return ref
 
 
-def _pushed(site: Site, composed: Composed, said: Evidence, *tags: str) -> tuple[ImageRef, push_stage.Sent]:
+def _made(
+    site: Site, suite: SuiteRun | None, *tags: str, version: int | None = None, allow_downgrade: bool = False
+) -> tuple[Model, Image, ImageRef, push_stage.Sent]:
+    """Compose the image and push it: a layer that is known goes while the others are made."""
+    with push_stage.at_work(site.images, site.tell) as crew:
+        model, composed = _composed(site, version, allow_downgrade=allow_downgrade, ready=crew.send)
+        ref, sent = _pushed(site, composed, _evidence(site, model, composed, suite), *tags, begun=crew)
+    return model, composed.image, ref, sent
+
+
+def _pushed(
+    site: Site, composed: Composed, said: Evidence, *tags: str, begun: push_stage.Crew | None = None
+) -> tuple[ImageRef, push_stage.Sent]:
     """Push with what is said of the image; its build id is always among its tags."""
     names = (composed.image.build, *tags)
-    return push_stage.push(composed, images=site.images, tags=names, tell=site.tell, evidence=said)
+    return push_stage.push(composed, images=site.images, tags=names, tell=site.tell, evidence=said, begun=begun)
 
 
 def _evidence(site: Site, model: Model, composed: Composed, suite: SuiteRun | None) -> Evidence:
@@ -267,11 +282,10 @@ def stop(site: Site, *, wait: bool = False) -> Version | None:
 def run_here(site: Site, *, port: int | None) -> None:
     """Run the checkout as it stands, in the foreground, until a signal ends it. Users never meet it."""
     site.require_runnable_here()
-    model, composed = _composed(site, allow_downgrade=True)
     suite = test_stage.passed_before(site.state, site.snapshot)
-    ref, _ = _pushed(site, composed, _evidence(site, model, composed, suite))
+    _, image, ref, _ = _made(site, suite, allow_downgrade=True)
     rollout_stage.run_here(
-        composed.image,
+        image,
         site.unpacked(ref.digest),
         port=port or site.settings.service.port,
         home=site.state / "home",

@@ -35,6 +35,11 @@ _PYTHON = {"PYTHONPATH": "/srv/site-packages:/srv", "PYTHONUNBUFFERED": "1", "PY
 
 
 Source = Callable[[], Iterable[bytes]]
+Ready = Callable[[Layer, Source], None]  # takes a layer as soon as it is known
+
+
+def ignore(_layer: Layer, _source: Source) -> None:
+    """Do nothing with a layer before its image is whole: a `Ready`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,9 +55,11 @@ def compose(
     tell: Tell,
     allow_dirty: bool,
     may_build: bool = True,
+    ready: parts.Ready = parts.ignore,
 ) -> Composed:
     """Compose the image of a snapshot and a model.
 
+    Each of our own layers is given to `ready` as soon as it is known.
     Raises `NotBuilt` where Docker would have to build something, and `may_build` says no.
     Raises `DirtyTree` unless `allow_dirty`, `BaseRefused`, `DependenciesFailed`, `ImageError`;
     where a Dockerfile is to be built, `DockerMissing` and what `images` raises.
@@ -99,8 +101,9 @@ def compose(
     dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
     is_framed = settings.image.compression == "stored"
     with _meanwhile(partial(read, base), places) as looked_at:
-        made = _made(dependencies, model, model_bytes, known, is_framed=is_framed)
+        made = _made(dependencies, model, model_bytes, known, ready, is_framed=is_framed)
         app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
+        ready(app_layer, app_source)
         ground = looked_at()
     image = parts.compose(
         ground.base,
@@ -195,13 +198,16 @@ def _made(
     model: Model,
     model_bytes: Callable[[Model], Iterable[bytes]],
     known: Known,
+    ready: parts.Ready,
     *,
     is_framed: bool,
 ) -> _Made:
     """Return the layers of dependencies and model, as they are or as gzip that compresses nothing."""
     plain: Source = partial(model_bytes, model)
     if not is_framed:
-        layers, weights = dependencies.layers(), parts.model_layer(model)
+        weights = parts.model_layer(model)
+        ready(weights, plain)
+        layers = dependencies.layers()
         sources = {layer.descriptor.digest: dependencies.source(layer) for layer in layers}
         remembered = {dependencies.key: layers}
     else:
@@ -211,6 +217,9 @@ def _made(
         sources = {layer.descriptor.digest: partial(_stored, dependencies.source(layer)) for layer in layers}
         remembered = {keys[0]: layers, keys[1]: (weights,)}
         plain = partial(_stored, plain)
+        ready(weights, plain)
+    for layer in layers:
+        ready(layer, sources[layer.descriptor.digest])
     return _Made(
         dependencies=layers, weights=weights, sources={**sources, weights.descriptor.digest: plain}, known=remembered
     )

@@ -1,15 +1,17 @@
 """Stage `push`: an image to where images live, moving only what is not there.
 
-Blobs first, several at once; then the manifest, and all read back; the names last: until
+Blobs first, several at once, those that are known early while the rest of the
+image is still made; then the manifest, and all read back; the names last: until
 then nobody can meet the image. What waits for nothing else goes at the same time. Run again
 after anything: what arrived is not sent twice. Knows not whether it is a registry or a layout on disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -62,15 +64,16 @@ def push(
     tell: Tell,
     evidence: Evidence | None = None,
     clock: Callable[[], float] = time.time,
+    begun: Crew | None = None,
 ) -> tuple[ImageRef, Sent]:
     """Send what is lacking, read all back, attach the evidence, then let `tags` mean this image.
 
+    `begun` has sent some of it already: see `at_work`.
     Raises `PushError`; `ImageMissing` when a layer is lacking that nobody can make.
     """
     image, blobs = composed.image, _blobs(composed)
     manifest = described(image.manifest, MANIFEST)
-    with images.pushing(), _Crew(images, tell) as crew:
-        began_s = clock()
+    with contextlib.nullcontext(begun) if begun else at_work(images, tell, clock) as crew:
         is_there = crew.begin(images.has, manifest)
         found = crew.begin(attached, images, image.digest) if evidence else None
         moved = crew.move(blobs)
@@ -80,7 +83,7 @@ def push(
         named, moved_again = (0, {}) if crew.end(is_there) else _put(image, blobs, images, crew)
         moved_said = crew.end_move(saying)
         attaching = crew.begin(attach, images, manifest, said, before)
-        sure = _seen(blobs, moved) if not moved_again and clock() - began_s < _FRESH_S else frozenset()
+        sure = _seen(blobs, moved) if not moved_again and clock() - crew.began_s < _FRESH_S else frozenset()
         _read_back(image, images, crew, sure)
         remembering = [crew.begin(remember, images, *each) for each in composed.known.items() if images.shared]
         sent = named + crew.end(attaching)
@@ -94,6 +97,16 @@ def push(
     ref = ImageRef(repository=images.repository, digest=image.digest)
     tell.say(STAGE, f"{size(sent)} sent, {size(max(0, total - sent))} were there: {ref}")
     return ref, Sent(bytes_sent=sent, bytes_reused=max(0, total - sent))
+
+
+@contextlib.contextmanager
+def at_work(images: Images, tell: Tell, clock: Callable[[], float] = time.time) -> Iterator[Crew]:
+    """Give what sends layers while their image is still made, for `push` to go on with.
+
+    Nobody can meet what was sent; if there is no `push`, what moves is cancelled.
+    """
+    with images.pushing(), Crew(images, tell, began_s=clock()) as crew:
+        yield crew
 
 
 def plan(composed: Composed, *, images: Images) -> dict[str, int]:
@@ -140,7 +153,7 @@ def _papers(attachments: Sequence[Attachment]) -> list[_Blob]:
     return [*blobs, _document("empty", described(EMPTY, EMPTY_TYPE), EMPTY)] if blobs else []
 
 
-def _put(image: Image, blobs: Sequence[_Blob], images: Images, crew: _Crew) -> tuple[int, dict[Digest, int]]:
+def _put(image: Image, blobs: Sequence[_Blob], images: Images, crew: Crew) -> tuple[int, dict[Digest, int]]:
     """Store the manifest, and once again what the registry has lost of what it names; return the bytes sent."""
     again: dict[Digest, int] = {}
     try:
@@ -158,7 +171,7 @@ def _seen(blobs: Sequence[_Blob], moved: Mapping[Digest, int]) -> frozenset[Dige
     return frozenset(blob.descriptor.digest for blob in blobs if not (moved[blob.descriptor.digest] or blob.origins))
 
 
-def _read_back(image: Image, images: Images, crew: _Crew, sure: Collection[Digest]) -> None:
+def _read_back(image: Image, images: Images, crew: Crew, sure: Collection[Digest]) -> None:
     """Prove that all is there: the documents by their bytes, a layer by a look unless that was `sure` a moment ago."""
     layers = [layer for layer in image.layers if layer.descriptor.digest not in sure]
     reading = crew.begin(read_image, images, image.digest)
@@ -170,15 +183,18 @@ def _read_back(image: Image, images: Images, crew: _Crew, sure: Collection[Diges
             raise ImageMissing(message, advice="run again: it is then sent anew")
 
 
-class _Crew:
+class Crew:
     """The threads of one push; what goes wrong first, or a signal, ends them all at once and is raised."""
 
-    def __init__(self, images: Images, tell: Tell) -> None:
+    def __init__(self, images: Images, tell: Tell, *, began_s: float) -> None:
+        """Start no thread yet."""
         self.tell = tell
+        self.began_s = began_s
         self._images = images
         self._pool = ThreadPoolExecutor(images.jobs, thread_name_prefix=STAGE)
         self._stop = threading.Event()
         self._failures: list[BaseException] = []
+        self._sent_early: dict[Digest, Future[int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +204,13 @@ class _Crew:
             self._stop.set()
             self._images.abandon()
         self._pool.shutdown(cancel_futures=True)
+
+    def send(self, layer: Layer, source: Source) -> None:
+        """Begin to send a layer, if it is lacking: a `Ready`; raises what went wrong with an earlier one."""
+        if self._failures:
+            raise self._failures[0]
+        blob = _Blob(part=layer.part, title=layer.title, descriptor=layer.descriptor, source=source)
+        self._sent_early[layer.descriptor.digest] = self.begin(self._moved, blob, anew=False)
 
     def begin(self, errand: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Let a thread do this."""
@@ -223,7 +246,11 @@ class _Crew:
 
     def begin_move(self, blobs: Sequence[_Blob], *, anew: bool = False) -> dict[Digest, Future[int]]:
         """Begin to send what is lacking."""
-        return {blob.descriptor.digest: self.begin(self._moved, blob, anew=anew) for blob in blobs}
+        early = {} if anew else self._sent_early
+        return {
+            digest: early.get(digest) or self.begin(self._moved, blob, anew=anew)
+            for digest, blob in ((blob.descriptor.digest, blob) for blob in blobs)
+        }
 
     def end_move(self, moving: Mapping[Digest, Future[int]]) -> dict[Digest, int]:
         """Wait until it has arrived."""

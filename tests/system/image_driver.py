@@ -1,7 +1,8 @@
 """Compose and push the image of a checkout, in a process of its own; prints one JSON line.
 
 Usage: `image_driver.py CHECKOUT STATE [--flags]`; with `--die-at N` the process kills itself
-at the N-th line that the stages tell; with `--repository HOST/NAME` it pushes to a registry.
+at the N-th line that the stages tell; with `--repository HOST/NAME` it pushes to a registry;
+with `--plan` it only says how many bytes it would send.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def main() -> int:
     options.add_argument("--model", default="weights")
     options.add_argument("--model-size", type=int, default=100)
     options.add_argument("--base", default="scratch")
+    options.add_argument("--plan", action="store_true")
     options.add_argument("--die-at", type=int, default=0)
     options.add_argument("--repository", default="layout")
     asked = options.parse_args()
@@ -95,7 +97,8 @@ def run(asked: argparse.Namespace) -> dict[str, object]:
     images = Layout(asked.state / "images") if asked.repository == "layout" else open_images(asked.repository)
     checkout = Checkout(asked.checkout, proc)
     chosen, layer = model(asked.model, asked.model_size)
-    composed = image_stage.compose(
+    compose = partial(
+        image_stage.compose,
         settings(asked.base),
         checkout=checkout,
         snapshot=checkout.snapshot(),
@@ -110,8 +113,11 @@ def run(asked: argparse.Namespace) -> dict[str, object]:
         tell=tell,
         allow_dirty=True,
     )
-    planned = push_stage.plan(composed, images=images)
-    ref, sent = push_stage.push(composed, images=images, tags=["tested"], tell=tell)
+    if asked.plan:
+        return dict(push_stage.plan(compose(), images=images))
+    with push_stage.at_work(images, tell) as crew:
+        composed = compose(ready=crew.send)
+        ref, sent = push_stage.push(composed, images=images, tags=["tested"], tell=tell, begun=crew)
     version = ""
     if isinstance(images, Layout):
         version = str(unpack(images, read_image(images, ref.digest), asked.state, proc=proc, tell=tell))
@@ -119,7 +125,6 @@ def run(asked: argparse.Namespace) -> dict[str, object]:
         "digest": ref.digest,
         "build": composed.image.build,
         "sent": sent.bytes_sent,
-        "planned": planned,
         "layers": {layer.title: layer.descriptor.digest for layer in composed.image.layers},
         "documents": len(composed.image.manifest) + len(composed.image.config),
         "version": version,

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import pytest
 
-from shipway.artifacts import Descriptor, Digest, Model, ModelFile, Snapshot
+from shipway.artifacts import Descriptor, Digest, Layer, Model, ModelFile, Snapshot
 from shipway.checkout import Checkout
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.console import Console
 from shipway.errors import BaseRefused, DependenciesFailed, DirtyTree, ImageError, ImageMissing
 from shipway.oci import compose
-from shipway.oci.compose import TAR, TAR_GZIP, Composed
+from shipway.oci.compose import TAR, TAR_GZIP, Composed, Source
 from shipway.oci.images import Images
 from shipway.oci.layout import Layout
 from shipway.proc import Completed
@@ -81,6 +81,7 @@ def _compose(
     images: Images | None = None,
     compression: Literal["none", "stored"] = "none",
     model_bytes: Callable[[Model], Iterable[bytes]] = lambda model: [str(model.version).encode()],
+    ready: compose.Ready = compose.ignore,
 ) -> Composed:
     named = f"registry.example/base@{Digest.of(b'base')}" if base else "scratch"
     settings = Settings(
@@ -103,6 +104,7 @@ def _compose(
         proc=tools,
         tell=tell or Console(err=io.StringIO()),
         allow_dirty=allow_dirty,
+        ready=ready,
     )
 
 
@@ -154,6 +156,25 @@ def test_stored_layer_is_known_without_the_model_when_another_machine_pushed_it(
     )
 
     assert again.image == first.image
+
+
+def test_model_is_ready_before_uv_begins_and_every_layer_before_the_image(tmp_path: Path) -> None:
+    parts: list[str] = []
+
+    class Installing(Tools):
+        def run(self, argv: Sequence[str | Path], **more: Any) -> Completed:
+            if "uv" in str(argv[0]):
+                parts.append("uv")
+            return super().run(argv, **more)
+
+    def ready(layer: Layer, source: Source) -> None:
+        assert Digest.of(b"".join(source())) in {layer.descriptor.digest, Digest.of(b"1")}  # the model here is no layer
+        parts.append(layer.part)
+
+    image = _compose(tmp_path, Installing(GOOD), ready=ready).image
+
+    assert parts == ["model", "uv", "app"]
+    assert {layer.part for layer in image.layers} == {"model", "app"}
 
 
 class _Shared(Layout):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -12,13 +14,15 @@ import pytest
 from shipway.artifacts import Descriptor, Digest, Layer, Model, Snapshot
 from shipway.config import ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.console import Console
-from shipway.errors import ImageCorrupt, ImageMissing, PushError
+from shipway.errors import DependenciesFailed, ImageCorrupt, ImageMissing, PushError
 from shipway.oci import compose
 from shipway.oci.compose import TAR, Base, Composed, Source
 from shipway.oci.images import read_image
 from shipway.oci.layout import Layout
 from shipway.stages import push as stage
 from tests.fake_registry import FakeRegistry, repository
+
+QUIET = Console(err=io.StringIO())
 
 
 def _composed(app: bytes, model: bytes = b"weights", wheel: bytes = b"wheel") -> Composed:
@@ -149,6 +153,69 @@ def test_push_fails_before_any_name_when_the_manifest_cannot_be_read_back(layout
     with pytest.raises(ImageCorrupt, match=composed.image.digest.hex):
         _push(composed, layout, "tested")
     assert layout.tags() == {}
+
+
+# -- while the image is still made -------------------------------------------------------
+
+
+def test_layer_is_sent_once_when_it_was_known_before_its_image(layout: Layout) -> None:
+    composed = _composed(b"app")
+    weights = composed.image.layers[1]
+    documents = len(composed.image.config) + len(composed.image.manifest)
+
+    with stage.at_work(layout, QUIET) as crew:
+        crew.send(weights, composed.sources[weights.descriptor.digest])
+        _, sent = stage.push(composed, images=layout, tags=[], tell=QUIET, begun=crew)
+
+    assert sent == stage.Sent(bytes_sent=15 + documents, bytes_reused=0)
+    assert [source.asked for source in composed.sources.values() if isinstance(source, _Source)] == [1, 1, 1]
+
+
+def test_next_layer_is_refused_when_one_before_it_could_not_be_sent(layout: Layout) -> None:
+    composed, failed = _composed(b"app"), threading.Event()
+    wheel, weights, _ = composed.image.layers
+
+    def lies() -> Iterator[bytes]:
+        yield b"weighty"
+        failed.set()
+
+    def send_both() -> None:
+        with stage.at_work(layout, QUIET) as crew:
+            crew.send(weights, lies)
+            assert failed.wait(30)
+            while True:  # until the thread has said why
+                crew.send(wheel, _Source(b"wheel"))
+
+    with pytest.raises(PushError, match="nothing was stored"):
+        send_both()
+    assert not layout.has(weights.descriptor)
+
+
+def test_what_moves_is_abandoned_when_the_image_cannot_be_made(tmp_path: Path) -> None:
+    class Watched(Layout):
+        abandoned = threading.Event()
+
+        def abandon(self) -> None:
+            self.abandoned.set()
+
+    images, began = Watched(tmp_path / "images"), threading.Event()
+    weights = _composed(b"app").image.layers[1]
+
+    def slow() -> Iterator[bytes]:
+        yield b"wei"
+        began.set()
+        assert images.abandoned.wait(30)
+        yield b"ghts"
+
+    def compose_in_vain() -> None:
+        with stage.at_work(images, QUIET) as crew:
+            crew.send(weights, slow)
+            assert began.wait(30)
+            raise DependenciesFailed("uv ended with 1")
+
+    with pytest.raises(DependenciesFailed, match="uv ended"):
+        compose_in_vain()
+    assert not images.has(weights.descriptor)
 
 
 # -- what it costs at a registry ---------------------------------------------------------
