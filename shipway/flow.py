@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from shipway import receipts, upkeep
+from shipway import receipts
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
 from shipway.errors import NotBuilt, NothingToGoBackTo
 from shipway.ledger import Outcome, Record
@@ -61,6 +61,8 @@ def deploy(
 
     Takes the newest image that was built from a passing suite where no digest is given.
     """
+    from shipway import upkeep  # noqa: PLC0415 - what throws images away, which building does not need
+
     if kind != "rollback":
         site.require_runnable()
     wanted = site.read_image(digest or upkeep.newest_tested(site))

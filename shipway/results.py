@@ -9,21 +9,23 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from shipway.artifacts import Image, ImageRef, LoadReport, Model, Part, Rollout, SuiteRun, Version, short_commit
 from shipway.console import size
-from shipway.ledger import Holder, Record
 from shipway.oci import compose, sbom
-from shipway.oci.evidence import Pushed
-from shipway.oci.prune import Stored, Verdict, told
-from shipway.stores import Catalogue
-from shipway.stores.catalogue import Copied, Published
-from shipway.stores.golden import Answer
-from shipway.stores.manifest import ModelVersion, Move, Tensor
-from shipway.stores.review import Compared, Verified
-from shipway.stores.sweep import Swept
-from shipway.targets import Live
+
+if TYPE_CHECKING:  # every command has results, and each only some of these
+    from shipway.ledger import Holder, Record
+    from shipway.oci.evidence import Pushed
+    from shipway.oci.prune import Stored, Verdict
+    from shipway.stores import Catalogue
+    from shipway.stores.catalogue import Copied, Published
+    from shipway.stores.golden import Answer
+    from shipway.stores.manifest import ModelVersion, Move, Tensor
+    from shipway.stores.review import Compared, Verified
+    from shipway.stores.sweep import Swept
+    from shipway.targets import Live
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -293,6 +295,8 @@ class Cleared:
 
     def text(self) -> str:
         """A line for each thing, what goes first."""
+        from shipway.oci.prune import told  # noqa: PLC0415 - `invoke prune` alone
+
         going = [f"{'deleted' if self.applied else 'goes':<8} {told(each)}: {each.why}" for each in self.verdict.going]
         staying = [f"{'stays':<8} {told(each)}: {each.why}" for each in self.verdict.staying]
         return "\n".join(map(_printable, [*going, *staying, self._sum()]))

@@ -27,19 +27,17 @@ from shipway.ledger import FileRecords, FileSlot, Ledger, Lock
 from shipway.oci import compose
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
-from shipway.oci.unpack import fetch, unpack
 from shipway.oci.wheels import Target
 from shipway.proc import Proc
 from shipway.stores import Access, Catalogue, Keys, is_elsewhere, open_catalogue
-from shipway.targets import Target as Place
-from shipway.targets.generators import Generators
-from shipway.targets.kubectl import Cluster, Kubectl
-from shipway.targets.kubernetes import Kubernetes
-from shipway.targets.local import Local
-from shipway.targets.shared import ConfigMapRecords, LeaseSlot
 
 if TYPE_CHECKING:
     from shipway.oci.registry import Repository
+    from shipway.targets import Target as Place
+    from shipway.targets.generators import Generators
+    from shipway.targets.kubectl import Kubectl
+
+# ruff: noqa: PLC0415 - an environment has one kind of target, and many commands need none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +146,7 @@ class Site:
 
     def open_images(self, name: str) -> Images:
         """Return a repository of a registry, `HOST/NAME`; the base may live in another than the images."""
-        from shipway.oci.registry import open_repository  # noqa: PLC0415 - brings an HTTP client, which a layout needs not
+        from shipway.oci.registry import open_repository  # brings an HTTP client, which a layout needs not
 
         repository = open_repository(
             name,
@@ -171,6 +169,8 @@ class Site:
         """The records of what was tried in this environment."""
         if self._runs_here:
             return Ledger(FileRecords(self._home / "history"))
+        from shipway.targets.shared import ConfigMapRecords
+
         return Ledger(ConfigMapRecords(self._kubectl, name=self._deployment))
 
     @property
@@ -179,6 +179,8 @@ class Site:
         lease_s = self.settings.rollout.lock_s
         if self._runs_here:
             return Lock(FileSlot(self._home / "lock"), lease_s=lease_s)
+        from shipway.targets.shared import LeaseSlot
+
         return Lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-release"), lease_s=lease_s, doubt_s=lease_s / 2)
 
     @cached_property
@@ -186,6 +188,8 @@ class Site:
         """Where versions run. Raises `NotConfigured` for a target that this installation lacks."""
         settings = self.settings.rollout
         if self._runs_here:
+            from shipway.targets.local import Local
+
             return Local(
                 self._home / "target",
                 settings=settings,
@@ -193,6 +197,8 @@ class Site:
                 python=Path(sys.executable),
                 folder_of=self.unpacked,
             )
+        from shipway.targets.kubernetes import Kubernetes
+
         return Kubernetes(
             self._kubectl,
             name=self._deployment,
@@ -212,11 +218,15 @@ class Site:
                 f"environment {self.environment!r} runs on this machine, and has no cluster for load generators",
                 advice="leave --in-cluster out, or name an environment whose [rollout] target is kubernetes",
             )
+        from shipway.targets.generators import Generators
+
         return Generators(self._kubectl, service=self._deployment, tell=self.tell)
 
     @property
     def loadtest_lock(self) -> Lock:
         """Who may put load on the service from inside the cluster now: two at once would measure one another."""
+        from shipway.targets.shared import LeaseSlot
+
         lease_s = self.settings.rollout.lock_s
         return Lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-loadtest"), lease_s=lease_s, doubt_s=lease_s / 2)
 
@@ -242,6 +252,8 @@ class Site:
                 f"[rollout] of environment {self.environment!r} does not say which cluster: context and namespace",
                 advice="docs/kubernetes.md shows what release.toml needs",
             )
+        from shipway.targets.kubectl import Cluster, Kubectl
+
         cluster = Cluster(context=settings.context, namespace=settings.namespace, server=settings.server)
         return Kubectl(cluster, run=self.proc, tell=self.tell)
 
@@ -300,6 +312,8 @@ class Site:
 
     def unpacked(self, digest: Digest) -> Path:
         """Return the folder that holds the image's `srv`, fetched and unpacked where it is not there yet."""
+        from shipway.oci.unpack import fetch, unpack
+
         fetched = self.layout.path(digest).exists()  # the manifest comes last; a way back must not need the registry
         image = read_image(self.layout if fetched else self.images, digest)
         if not fetched:

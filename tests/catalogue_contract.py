@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shipway.artifacts import Digest
 from shipway.console import Console
 from shipway.errors import GoldenFailed, ModelInUse, ModelMissing, ModelRefused, ModelUntrusted
-from shipway.stores import Catalogue, Keys, Rule, open_catalogue, verify
+from shipway.stores import Catalogue, Keys, open_catalogue
 from shipway.stores.catalogue import Published
+from shipway.stores.review import verify
 from shipway.stores.signing import Signer
+from shipway.stores.sweep import Rule
 from tests import model_folder
 
 Open = Callable[..., Catalogue]

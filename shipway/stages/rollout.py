@@ -10,14 +10,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from shipway import exchanges
 from shipway.artifacts import Image, Version
 from shipway.console import Tell
 from shipway.errors import GoldenAnswersWrong
 from shipway.oci import compose
 from shipway.proc import Run
-from shipway.targets import Candidate, Target, launch
-from shipway.targets.daemon import Address, require_free
+from shipway.targets import Candidate, Target
 
 _ANSWER_S = 30.0
 _SHOWN = 10
@@ -35,6 +33,8 @@ def start(target: Target, image: Image, tell: Tell, *, as_before: bool = False) 
 
 def ask_golden(url: str, version: Version, golden: Path, tell: Tell) -> None:
     """Play the exchanges of the model in `golden`; raise `GoldenAnswersWrong` that names cases and fields."""
+    from shipway import exchanges  # noqa: PLC0415 - not for a command that only builds
+
     model, cases = version.model, exchanges.load(golden)
     wrong = exchanges.play(url, cases, _ANSWER_S)
     if wrong:
@@ -66,6 +66,9 @@ def run_here(image: Image, root: Path, *, port: int, home: Path, proc: Run, tell
 
     Raises `AddressTaken`, and `ToolFailed` with its last words when it fails.
     """
+    from shipway.targets import launch  # noqa: PLC0415 - as above
+    from shipway.targets.daemon import Address, require_free  # noqa: PLC0415 - as above
+
     require_free(Address(host="127.0.0.1", port=port))
     home.mkdir(parents=True, exist_ok=True)
     ports = {"PORT": port, **dict.fromkeys(compose.service(image).ports, 0)}

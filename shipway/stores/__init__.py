@@ -10,11 +10,9 @@ from shipway.proc import Proc, Run
 from shipway.stores.catalogue import Catalogue
 from shipway.stores.directory import Directory
 from shipway.stores.objects import Access, Store
-from shipway.stores.review import compare, verify
 from shipway.stores.signing import Keys
-from shipway.stores.sweep import Rule
 
-__all__ = ["Access", "Catalogue", "Keys", "Rule", "compare", "is_elsewhere", "open_catalogue", "verify"]
+__all__ = ["Access", "Catalogue", "Keys", "is_elsewhere", "open_catalogue"]
 
 
 def open_catalogue(

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from shipway import exchanges
 from shipway.artifacts import Digest, Model, ModelFile, ModelRef
 from shipway.config import Name
 from shipway.console import Tell, size
@@ -42,15 +42,16 @@ from shipway.errors import (
     StoreRefused,
 )
 from shipway.proc import Run
-from shipway.stores import durable, golden, manifest, notices, places, safety, sweep, transfer
+from shipway.stores import durable, manifest, notices, places, transfer
 from shipway.stores.cache import Cache
-from shipway.stores.drafting import draft, promised, read_unchanged
 from shipway.stores.manifest import ModelVersion, Move
 from shipway.stores.objects import Blob, Store, Stored
 from shipway.stores.signing import Keys, PublicKey
-from shipway.stores.sweep import Rule, Swept
 from shipway.stores.vouchers import Vouchers
 from shipway.tarball import Entry
+
+if TYPE_CHECKING:
+    from shipway.stores.sweep import Rule, Swept
 
 LATEST = "latest"
 _PUBLISHED = "published"
@@ -134,6 +135,9 @@ class Catalogue:
         is not published again. Raises `ModelRefused` and `GoldenFailed`, and `ModelUntrusted`
         where it would be signed by nobody whose word counts here.
         """
+        from shipway import exchanges  # noqa: PLC0415 - for this one method, as what else opens models
+        from shipway.stores import drafting, golden, safety  # noqa: PLC0415 - as above
+
         self._vouchers.require_signer()
         name, aliases = _name(name), [_alias(alias) for alias in aliases]
         if unfit := [key for key, value in (metrics or {}).items() if not math.isfinite(value)]:
@@ -145,7 +149,7 @@ class Catalogue:
             f"{folder}: {len(files)} files, {size(sum(file.size_bytes for file in files))}; running its golden cases",
         )
         signature = golden.ask(folder, run=self._run)
-        drafted = draft(
+        drafted = drafting.draft(
             folder,
             files,
             signature,
@@ -166,6 +170,8 @@ class Catalogue:
 
     def _put_blobs(self, folder: Path, model: Model, tell: Tell) -> bool:
         """Bring every file into the store, and mend those that are damaged; say whether any was missing."""
+        from shipway.stores import drafting  # noqa: PLC0415 - as above
+
         missing = False
         for file in model.files:
             key = self._key_of(model, file)
@@ -173,7 +179,7 @@ class Catalogue:
             if self._is_whole(key, file):
                 continue
             with tell.progress("model", file.path, file.size_bytes) as advance:
-                pieces = _counted(read_unchanged(folder, file), advance)
+                pieces = _counted(drafting.read_unchanged(folder, file), advance)
                 self._store.put(key, pieces, size_bytes=file.size_bytes)
         return missing
 
@@ -352,6 +358,8 @@ class Catalogue:
             yield Entry(path=_by_hash(model, file), size_bytes=file.size_bytes, read=read)
 
     def _read(self, model: Model, file: ModelFile, *, cache: Path) -> Iterable[bytes]:
+        from shipway.stores.drafting import promised  # noqa: PLC0415 - only where a layer is sent
+
         found = Cache(cache).find(file)
         wrong = ModelCorrupt(f"{file.path} in {self}: the bytes that came are not those of {file.digest}")
         if found:
@@ -525,6 +533,8 @@ class Catalogue:
     def sweep(self, name: str, rule: Rule, *, who: str, apply: bool, tell: Tell) -> Swept:
         """Say which versions and files of a model nobody needs, and with `apply` delete them; see `sweep`."""
         self._require_objects()
+        from shipway.stores import sweep  # noqa: PLC0415 - for this one method
+
         return sweep.sweep(self._store, _name(name), rule, who=who, now=self._now, apply=apply, tell=tell)
 
     # -- small things ----------------------------------------------------------------------

@@ -18,11 +18,12 @@ from shipway.artifacts import Digest, ModelFile
 from shipway.console import Console
 from shipway.errors import GoldenFailed, ModelCorrupt, ModelRefused, StoreRefused, StoreUnreachable
 from shipway.proc import Proc
-from shipway.stores import Access, Catalogue, open_catalogue, verify
+from shipway.stores import Access, Catalogue, open_catalogue
 from shipway.stores.cache import Cache
 from shipway.stores.mlflow import Mlflow, open_mlflow
 from shipway.stores.objects import Blob, Found, Store, Stored
 from shipway.stores.patience import Clock
+from shipway.stores.review import verify
 from tests import model_folder
 from tests.catalogue_contract import CatalogueContract, Open
 from tests.docker import proxy
