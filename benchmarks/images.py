@@ -41,7 +41,8 @@ _PROJECT = ("app", "release.toml", "tasks.py", ".gitignore")
 _LOCK = Path("app", "requirements.txt")
 _BUMPED = "prometheus-client"  # small, and nothing depends on it
 _AUTHOR = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@example.invalid")
-_IMPORTS = "import shipway.flow, shipway.oci.registry, uv, deflate"  # as pip leaves them: compiled
+_IMPORTS = "import invoke.main, shipway.tasks, shipway.flow, shipway.oci.registry, uv, deflate"
+_TASK = "the same commands as an Invoke task"
 _INLINE_CACHE = ("--build-arg", "BUILDKIT_INLINE_CACHE=1")
 
 
@@ -49,8 +50,18 @@ def main() -> None:
     """Measure, print the table, write `.shipway/benchmarks-images.json`."""
     with tempfile.TemporaryDirectory(prefix="shipway-bench-", ignore_cleanup_errors=True) as folder:
         commit = git(ROOT, "rev-parse", "HEAD").strip()
-        run([sys.executable, "-c", _IMPORTS])
+        _compile()
         report(measure(Path(folder)), ROOT / ".shipway" / "benchmarks-images.json", commit=commit)
+
+
+def _compile() -> None:
+    """Leave all modules as pip does: compiled. Invoke writes no bytecode, whatever the environment says."""
+    run([sys.executable, "-m", "compileall", "-q", ROOT / "shipway"])
+    run([sys.executable, "-c", _IMPORTS], env=_writing_bytecode())
+
+
+def _writing_bytecode() -> dict[str, str]:
+    return {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def measure(folder: Path) -> Iterator[Row]:
@@ -168,6 +179,10 @@ class Dockerfile:
         """Build and push."""
         return _cost(self.wire, lambda: self.docker.release(self.root, self.image, base=self.base, options=options))
 
+    def task(self) -> Cost:
+        """Build and push by a task of Invoke."""
+        return _cost(self.wire, lambda: self.docker.task(self.root, self.image, base=self.base))
+
     @contextmanager
     def elsewhere(self, folder: Path) -> Iterator[Dockerfile]:
         """Be a machine that has the same files, fetched afresh, and the base."""
@@ -206,8 +221,7 @@ def project(folder: Path, wire: Wire, base: str, model: Path, *, names: Sequence
         "SHIPWAY_IMAGE_PYTHON": f'"{_PYTHON}"',
         "UV_CACHE_DIR": str(folder / "uv"),
     }
-    environ = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    ours = Shipway(root=folder / "project", wire=wire, environ=environ | settings)
+    ours = Shipway(root=folder / "project", wire=wire, environ=_writing_bytecode() | settings)
     _export(ours.root, *names)
     git(ours.root, "init", "--quiet")
     ours.commit()
@@ -287,8 +301,9 @@ def _memory(what: str, cost: Cost, model_bytes: int) -> Row:
 
 
 def _nothing(ours: Shipway, best: Dockerfile) -> Iterator[Row]:
-    rounds = [(ours.release(), best.release()) for _ in range(_ROUNDS)]
-    yield from _beside("nothing changed", *_middle(rounds), "the best Dockerfile")
+    rounds = [(ours.release(), best.release(), best.task()) for _ in range(_ROUNDS)]
+    yield from _beside("nothing changed", *_middle([each[:2] for each in rounds]), "the best Dockerfile")
+    yield _seconds("nothing changed", *middle((mine.seconds, task.seconds) for mine, _, task in rounds), _TASK)
 
 
 def _middle(rounds: list[tuple[Cost, Cost]]) -> tuple[Cost, Cost]:
@@ -299,16 +314,19 @@ def _middle(rounds: list[tuple[Cost, Cost]]) -> tuple[Cost, Cost]:
 
 def _code(ours: Shipway, best: Dockerfile, original: Dockerfile) -> Iterator[Row]:
     """Change a line of code; crane appends the same folder to the image that was pushed before."""
-    rounds, stages, appends = [], [], []
+    rounds, tasks, stages, appends = [], [], [], []
     for number in range(_ROUNDS):
         change_code(ours)
         inside = ours.stages()
         appends.append((inside.push_s, _append(ours, inside.image, number).seconds))
         change_code(ours, best, original)
         rounds.append((ours.release(), best.release()))
+        change_code(best)
+        tasks.append((rounds[-1][0].seconds, best.task().seconds))
         stages.append((inside.all_s, rounds[-1][1].seconds))
     mine, theirs = _middle(rounds)
     yield from _beside("code only, warm", mine, theirs, "the best Dockerfile")
+    yield _seconds("code only, warm", *middle(tasks), _TASK)
     yield from _beside("code only, warm", mine, original.release(), "the original")
     yield _seconds("  without the start of Python", *middle(stages), "the best Dockerfile")
     yield _seconds("  its push stage", *middle(appends), "crane append")

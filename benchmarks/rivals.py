@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +45,16 @@ WORKDIR /srv
 ENV PYTHONPATH=/srv/site-packages:/srv
 CMD ["python", "-m", "gunicorn", "--config", "app/gunicorn.conf.py", "app:create_app()"]
 """
+# What a user of Invoke writes around the two commands.
+TASKS = """\
+from invoke import task
+
+
+@task
+def release(c):
+    c.run({build!r})
+    c.run({push!r})
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +66,24 @@ class Docker:
 
     def release(self, context: Path, image: str, *, base: str, options: Sequence[str] = ()) -> int:
         """Build the Dockerfile in `context` and push it; return the client's peak memory in bytes."""
-        built = self.run(
-            *("build", "--quiet", "--network", "host", "--build-arg", f"BASE={base}", "--tag", image),
-            *(*options, str(context)),
-        )
-        return max(built, self.run("push", "--quiet", image))
+        return max(self.run(*words) for words in _commands(context, image, base, options))
+
+    def task(self, context: Path, image: str, *, base: str) -> int:
+        """Do the same by `invoke release`; return the peak memory of the largest process in bytes."""
+        folder = context.with_name(f"{context.name}-task")
+        folder.mkdir(exist_ok=True)
+        build, push = (shlex.join([self.program, *words]) for words in _commands(context, image, base))
+        (folder / "tasks.py").write_text(TASKS.format(build=build, push=push), "utf-8")
+        return run([sys.executable, "-m", "invoke", "release"], cwd=folder, env=self.environ)
 
     def run(self, *words: str) -> int:
         """Run the client; return its peak memory in bytes."""
         return run([self.program, *words], env=self.environ)
+
+
+def _commands(context: Path, image: str, base: str, options: Sequence[str] = ()) -> tuple[tuple[str, ...], ...]:
+    build = ("build", "--quiet", "--network", "host", "--build-arg", f"BASE={base}", "--tag", image)
+    return (*build, *options, str(context)), ("push", "--quiet", image)
 
 
 @contextlib.contextmanager
