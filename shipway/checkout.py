@@ -52,8 +52,13 @@ class Checkout:
         """
         head = self._text("log", "-1", "--no-show-signature", "--format=%H %T %ct")
         commit, committed, time_s = head.split()
-        tree = self._standing_tree(exclude)
+        tree = committed if self._is_as_committed() else self._standing_tree(exclude)
         return Snapshot(commit=commit, tree=tree, dirty=tree != committed, time_s=int(time_s))
+
+    def _is_as_committed(self) -> bool:
+        """Say whether no tracked file is changed, anywhere in the working tree or its index."""
+        words = ("--porcelain", "-z", "--untracked-files=no", "--ignore-submodules=dirty", "--no-renames")
+        return not self._git("status", *words)
 
     def _standing_tree(self, exclude: Sequence[str]) -> str:
         index = self.root / self._text("rev-parse", "--git-path", "index")

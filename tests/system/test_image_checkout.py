@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shipway.artifacts import Commit, Snapshot
 from shipway.checkout import Checkout
 from shipway.errors import CheckoutError
-from shipway.proc import Proc
+from shipway.proc import Completed, Proc
 
 COMMITTED_S = 1_767_323_045
 
@@ -34,6 +36,17 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+class _Counting(Proc):
+    """Remembers what git was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def run(self, argv: Sequence[str | Path], **how: Any) -> Completed:
+        self.asked.append(str(argv[[*argv].index("git") + 1]))
+        return super().run(argv, **how)
+
+
 def _committed(root: Path) -> Snapshot:
     commit, tree = _git(root, "rev-parse", "HEAD", "HEAD^{tree}").split()
     return Snapshot(commit=commit, tree=tree, dirty=False, time_s=COMMITTED_S)
@@ -48,6 +61,42 @@ def test_snapshot_is_the_commit_when_nothing_changed(root: Path) -> None:
     (root / "app/untracked.py").write_text("u")
 
     assert Checkout(root, Proc()).snapshot() == _committed(root)
+
+
+def test_snapshot_asks_git_twice_when_nothing_changed(root: Path) -> None:
+    proc = _Counting()
+
+    Checkout(root, proc).snapshot()
+
+    assert proc.asked == ["log", "status"]
+
+
+@pytest.mark.parametrize("what", ["another commit", "another file"])
+def test_snapshot_is_dirty_when_a_submodule_stands_at_another_commit(root: Path, tmp_path: Path, what: str) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    _git(other, "init", "--quiet")
+    _git(other, "commit", "--quiet", "--allow-empty", "--message", "one")
+    _git(root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "part")
+    _git(root, "config", "--file", ".gitmodules", "submodule.part.ignore", "all")
+    _git(root, "add", "--all")
+    _git(root, "commit", "--quiet", "--message", "with a part")
+    (root / "part/scratch").touch()
+    if what == "another commit":
+        _git(root / "part", "commit", "--quiet", "--allow-empty", "--message", "two")
+
+    assert Checkout(root, Proc()).snapshot().dirty == (what == "another commit")
+
+
+def test_snapshot_holds_a_new_file_when_it_is_staged(root: Path) -> None:
+    (root / "app/new.py").write_text("n")
+    _git(root, "add", "app/new.py")
+    checkout = Checkout(root, Proc())
+
+    snapshot = checkout.snapshot()
+
+    assert snapshot.dirty
+    assert _contents(checkout, snapshot.tree)["app/new.py"] == b"n"
 
 
 def test_snapshot_holds_files_as_they_stand_when_tracked_ones_changed(root: Path) -> None:
