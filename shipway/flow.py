@@ -19,10 +19,11 @@ from shipway import receipts
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
 from shipway.errors import NotBuilt, NothingToGoBackTo
 from shipway.ledger import Outcome, Record
-from shipway.oci import compose, evidence, tested
+from shipway.oci import compose, evidence, lockfile, tested
 from shipway.oci.compose import Composed
 from shipway.oci.evidence import Evidence, Maker
 from shipway.oci.images import read_image
+from shipway.oci.wheels import Target
 from shipway.results import Built, Deployed, Plan, Status, Unbuilt, figures
 from shipway.site import Site
 from shipway.stages import image as image_stage
@@ -221,6 +222,7 @@ def _evidence(site: Site, model: Model, composed: Composed, suite: SuiteRun | No
     """Say what is in the image, and how it came about."""
     return evidence.of_composed(
         composed.image,
+        pins=lockfile.remembered(composed.lock, Target.of(site.settings.image), site.cache),
         lock=composed.lock,
         model=model,
         settings=site.settings.image,

@@ -17,6 +17,8 @@ from shipway.oci.compose import TAR, Base, Composed
 from shipway.oci.evidence import Evidence, Maker
 from shipway.oci.images import Images, described
 from shipway.oci.layers import fingerprint
+from shipway.oci.lockfile import pinned
+from shipway.oci.wheels import Target
 from shipway.site import Site
 from shipway.stages import push as stage
 from shipway.tarball import Entry, collect
@@ -119,6 +121,7 @@ def said_of(
     suite = SuiteRun(commit=at.commit, tree=at.tree, dirty=False, passed=passed, seconds=2.5) if passed else None
     return evidence.of_composed(
         made.image,
+        pins=pinned(made.lock, Target.of(SETTINGS.image)),
         lock=made.lock,
         model=model(weights),
         settings=SETTINGS.image,

@@ -21,11 +21,11 @@ from shipway import __version__
 from shipway.artifacts import Digest, Image, Model, Snapshot, SuiteRun
 from shipway.config import ImageSettings, LoadCheckSettings
 from shipway.errors import ImageCorrupt, ImageMissing
-from shipway.oci import compose, lockfile, sbom
+from shipway.oci import compose, sbom
 from shipway.oci.compose import MANIFEST, canonical
 from shipway.oci.images import Images, described
+from shipway.oci.lockfile import Pin
 from shipway.oci.referrers import CREATED, Attached, Attachment, attached, content, name_for
-from shipway.oci.wheels import Target
 
 STATEMENT_TYPE = "application/vnd.in-toto+json"
 FRESH_S = 3600.0  # for so long a statement of the same image counts as this push's too
@@ -73,13 +73,20 @@ class Pushed:
 
 
 def of_composed(
-    image: Image, *, lock: bytes, model: Model, settings: ImageSettings, snapshot: Snapshot, maker: Maker
+    image: Image,
+    *,
+    pins: Iterable[Pin],
+    lock: bytes,
+    model: Model,
+    settings: ImageSettings,
+    snapshot: Snapshot,
+    maker: Maker,
 ) -> Evidence:
-    """Return the evidence of an image that was composed from a snapshot; raises `ImageError`."""
+    """Return the evidence of an image that was composed from a snapshot; `pins` are those of the `lock`."""
     base = compose.base(image)
     return Evidence(
         maker=maker,
-        bill=sbom.make(image, pins=lockfile.pinned(lock, Target.of(settings)), model=model),
+        bill=sbom.make(image, pins=pins, model=model),
         parameters={
             "commit": snapshot.commit,
             "dirty": snapshot.dirty,

@@ -2,23 +2,31 @@
 
 Owns the reading of such a file: continued lines, comments, hashes, markers. Gives names,
 versions and hashes only: a lock may hold index URLs with passwords in them. Fails with
-`ImageError` for a line that pins nothing, which uv would have refused too.
+`ImageError` for a line that pins nothing, which uv would have refused too. Writes nothing but
+its cache.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from packaging.markers import Marker
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
-
+from shipway.artifacts import Digest
 from shipway.errors import ImageError
+from shipway.oci.compose import canonical
+from shipway.oci.layers import fingerprint
+from shipway.oci.staging import write_whole
 from shipway.oci.wheels import Target, without_secrets
+
+if TYPE_CHECKING:
+    from packaging.markers import Marker
+
+# ruff: noqa: PLC0415 - packaging takes longer to import than a lock to read, and most pushes have the last one's lock
 
 _HASH = re.compile(r"\s--hash[=\s]\s*sha256:([0-9a-f]{64})")
 _COMMENT = re.compile(r"(^|\s)#.*$", re.MULTILINE)
@@ -39,6 +47,21 @@ def pinned(lock: bytes, target: Target) -> tuple[Pin, ...]:
     return tuple(sorted(_pins(lock, _environment(target)), key=lambda pin: pin.name))
 
 
+def remembered(lock: bytes, target: Target, cache: Path) -> tuple[Pin, ...]:
+    """Return what `pinned` does, read only once on this machine: `cache` may be deleted at any time."""
+    path = cache / "pins" / fingerprint("pins", Digest.of(lock), target.python, target.platform)
+    try:
+        return tuple(_read(**pin) for pin in json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        pins = pinned(lock, target)
+    write_whole(path, canonical([asdict(pin) for pin in pins]), ImageError)
+    return pins
+
+
+def _read(*, name: str, version: str, hashes: list[str]) -> Pin:
+    return Pin(name=name, version=version, hashes=tuple(hashes))
+
+
 def _pins(lock: bytes, environment: dict[str, str]) -> Iterator[Pin]:
     lines = lock.decode("utf-8", "replace").replace("\\\n", " ")
     for line in _COMMENT.sub("", lines).splitlines():
@@ -55,6 +78,10 @@ def _pins(lock: bytes, environment: dict[str, str]) -> Iterator[Pin]:
 
 def _parsed(text: str) -> tuple[str, str, Marker | None]:
     """Return the name, the version and the marker of `name==version`, or of a wheel's path or URL."""
+    from packaging.markers import Marker
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
     try:
         requirement = Requirement(text)
     except InvalidRequirement:
@@ -69,6 +96,8 @@ def _parsed(text: str) -> tuple[str, str, Marker | None]:
 
 
 def _wheel(address: str) -> tuple[str, str]:
+    from packaging.utils import parse_wheel_filename
+
     name, version, _, _ = parse_wheel_filename(PurePosixPath(unquote(urlsplit(address.strip()).path)).name)
     return name, str(version)
 

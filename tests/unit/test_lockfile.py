@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shipway.errors import ImageError
@@ -75,3 +77,24 @@ def test_lock_is_refused_without_its_passwords_when_a_line_pins_no_version(line:
     with pytest.raises(ImageError, match="pin") as caught:
         lockfile.pinned(line.encode(), OLD)
     assert "hunter2" not in str(caught.value)
+
+
+def test_pins_are_read_once_when_the_lock_and_the_target_are_the_same(tmp_path: Path) -> None:
+    first = lockfile.remembered(LOCK, OLD, tmp_path)
+    (kept,) = (tmp_path / "pins").glob("[0-9a-f]*")
+    kept.write_text('[{"name":"six","version":"1","hashes":["0"]}]')
+
+    assert first == lockfile.pinned(LOCK, OLD)
+    assert lockfile.remembered(LOCK, OLD, tmp_path) == (Pin(name="six", version="1", hashes=("0",)),)
+    assert lockfile.remembered(LOCK, NEW, tmp_path) == lockfile.pinned(LOCK, NEW)
+    assert lockfile.remembered(LOCK + b"\n", OLD, tmp_path) == first
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"name":"six"}]', "null"])
+def test_pins_are_read_again_when_what_is_kept_of_them_is_damaged(tmp_path: Path, text: str) -> None:
+    first = lockfile.remembered(LOCK, OLD, tmp_path)
+    (kept,) = (tmp_path / "pins").glob("[0-9a-f]*")
+    kept.write_text(text)
+
+    assert lockfile.remembered(LOCK, OLD, tmp_path) == first
+    assert lockfile.remembered(LOCK, OLD, tmp_path) == first
