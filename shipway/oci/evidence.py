@@ -277,6 +277,7 @@ def _document(
 
 def _created(each: Attached) -> float | None:
     try:
-        return datetime.strptime(each.annotations[CREATED], "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    except (KeyError, ValueError):
+        when = datetime.fromisoformat(each.annotations[CREATED])
+        return when.timestamp() if when.tzinfo else None
+    except (KeyError, ValueError, OverflowError):
         return None

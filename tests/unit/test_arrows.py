@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,29 @@ HEAVY_AT_THE_TOP = {
     "cryptography",
     "boto3",
     "botocore",
+}
+
+
+# What only other commands need: every module, and above all every dataclass, takes a push its time.
+NOT_FOR_A_PUSH = {
+    "httpx",
+    "packaging.markers",
+    "packaging.requirements",
+    "shipway.exchanges",
+    "shipway.load",
+    "shipway.models",
+    "shipway.oci.prune",
+    "shipway.oci.unpack",
+    "shipway.stores.drafting",
+    "shipway.stores.golden",
+    "shipway.stores.review",
+    "shipway.stores.safety",
+    "shipway.stores.sweep",
+    "shipway.targets.daemon",
+    "shipway.targets.kubectl",
+    "shipway.targets.kubernetes",
+    "shipway.targets.local",
+    "shipway.upkeep",
 }
 
 
@@ -175,6 +199,44 @@ def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
     ]
 
     assert wrong == []
+
+
+def test_a_push_imports_nothing_for_other_commands() -> None:
+    assert _reached("shipway.flow", "shipway.oci.registry") & NOT_FOR_A_PUSH == set()
+
+
+def test_listing_the_tasks_imports_the_errors_alone() -> None:
+    reached = _reached("shipway.tasks")
+
+    assert {name for name in reached if name.startswith("shipway.")} == {"shipway.tasks", "shipway.errors"}
+    assert {name.split(".")[0] for name in reached} - sys.stdlib_module_names == {"shipway", "invoke"}
+
+
+def _reached(*names: str) -> set[str]:
+    """Return these modules of ours, and all that importing them imports."""
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        path = _source(name)
+        if name in reached or (path is None and name.startswith("shipway.")):
+            continue  # seen before, or what a module of ours defines
+        reached.add(name)
+        if path:
+            waiting += [*_imported_at_once(path), *filter(None, [name.rpartition(".")[0]])]
+    return reached
+
+
+def _source(name: str) -> Path | None:
+    place = ROOT / Path(*name.split("."))
+    return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.exists()), None)
+
+
+def _imported_at_once(path: Path) -> Iterator[str]:
+    yield from _imports(path, top_only=True)
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shipway"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _modules(folder: str) -> Iterator[Path]:
