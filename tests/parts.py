@@ -1,7 +1,8 @@
 """`python -m tests.parts`: build or install what tests with real parts want, once, before they ask for it.
 
 The tests do the same where they find that something is not there; CI begins with this beside
-its first tests, since a bare machine needs minutes for it. What is wanted first comes first.
+its first tests, since a bare machine needs minutes for it. What Go builds comes last: it is built
+one after the other, and whoever starts a cluster meanwhile begins with Kubernetes.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from tests.stores import parts as stores
 from tests.stores import tracking
 
 PARTS: Mapping[str, Callable[[], object]] = {
-    "what Kubernetes is": programs,
     "a base with Python 3.13": partial(machine.prepared, "3.13"),
-    "distribution": tools.distribution,
-    "crane": tools.crane,
     "a base with Python 3.13 and git": partial(machine.prepared, "3.13", "git"),
-    "oras": tools.oras,
     "a base with Python 3.11": partial(machine.prepared, "3.11"),
     "Azurite": stores.installed_azurite,
-    "versitygw": tools.versitygw,
     "MLflow": tracking.installed,
+    "what Kubernetes is": programs,
+    "versitygw": tools.versitygw,
+    "distribution": tools.distribution,
+    "crane": tools.crane,
+    "oras": tools.oras,
 }
 
 
