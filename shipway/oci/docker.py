@@ -24,10 +24,11 @@ from shipway.artifacts import Descriptor, Digest, ImageRef
 from shipway.console import Tell
 from shipway.errors import DockerFailed, DockerMissing, ImageError, NotBuilt
 from shipway.oci.archive import CHUNK
-from shipway.oci.compose import CONFIG, MANIFEST, TAR, TAR_GZIP, Source, blob_entry, canonical
+from shipway.oci.compose import CONFIG, MANIFEST, TAR_GZIP, Source, blob_entry, canonical
 from shipway.oci.dockerfile import NAME, Recipe
 from shipway.oci.images import Images, described
 from shipway.oci.staging import staging, writing
+from shipway.oci.stored import stored
 
 _STAGE = "image"
 _NAME = "base-{}"
@@ -152,15 +153,17 @@ def _member(tar: tarfile.TarFile, path: str) -> IO[bytes]:
 
 
 def _layer(archive: Path, tar: tarfile.TarFile, path: str) -> tuple[Descriptor, Source]:
-    hashed, size_bytes, media_type = hashlib.sha256(), 0, TAR
+    """Return a layer as gzip, which all programs take: as newer daemons keep it, or else not compressed."""
     with _member(tar, path) as file:
-        while piece := file.read(CHUNK):
-            if not size_bytes and piece.startswith(_GZIP_MAGIC):  # as newer daemons keep them
-                media_type = TAR_GZIP
-            hashed.update(piece)
-            size_bytes += len(piece)
+        is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+    as_kept = partial(_pieces, archive, path)
+    source: Source = as_kept if is_gzip else lambda: stored(as_kept())
+    hashed, size_bytes = hashlib.sha256(), 0
+    for piece in source():
+        hashed.update(piece)
+        size_bytes += len(piece)
     digest = Digest(f"sha256:{hashed.hexdigest()}")
-    return Descriptor(media_type=media_type, digest=digest, size_bytes=size_bytes), partial(_pieces, archive, path)
+    return Descriptor(media_type=TAR_GZIP, digest=digest, size_bytes=size_bytes), source
 
 
 def _pieces(archive: Path, path: str) -> Iterator[bytes]:
