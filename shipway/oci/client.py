@@ -303,7 +303,8 @@ def _is_readable(sock: socket.socket) -> bool:
 
 def _addresses(host: str, port: int, until: float, go_on: Callable[[], bool]) -> Iterator[tuple[int, Any]]:
     """Yield families and addresses; a name service may be as silent as anybody."""
-    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    name = host.encode() if host.isascii() else host  # a text would be taken for an international name, at 3 ms
+    look_up = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
     found = look_up() if is_loopback(host) else within(until - time.monotonic(), look_up, go_on=go_on)
     for family, _, _, _, address in found:
         yield family, address
