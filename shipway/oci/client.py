@@ -120,10 +120,11 @@ class Client:
         with self._lock:
             self._abandoned += 1
             sockets = list(self._sockets)
+            self._sockets.clear()
+        self.close()  # first, so that whoever wakes takes none that is cut next
         for each in sockets:
             with contextlib.suppress(OSError):  # closed already, or not connected yet
                 each.shutdown(socket.SHUT_RDWR)  # unlike closing, this wakes who reads or writes
-        self.close()
 
     def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -204,7 +205,7 @@ class Client:
         connection.sock, fresh.sock = None, sock
         with self._lock:
             kept = self._idle.setdefault(url.origin, [])
-            if len(kept) < _IDLE:
+            if len(kept) < _IDLE and sock in self._sockets:  # and not abandoned meanwhile
                 kept.append(fresh)
                 return
         fresh.close()

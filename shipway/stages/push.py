@@ -201,8 +201,8 @@ class Crew:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
+            self._images.abandon()  # before anybody stops by itself, and cancels what this would cut
             self._stop.set()
-            self._images.abandon()
         self._pool.shutdown(cancel_futures=True)
 
     def send(self, layer: Layer, source: Source) -> None:

@@ -224,6 +224,28 @@ def test_client_goes_on_when_it_was_abandoned(client: Client) -> None:
         assert (first, _body(client, server.url()), server.connections) == (b"hi", b"hi", 2)
 
 
+def test_connection_that_is_cut_next_is_given_to_nobody_while_the_client_is_abandoned(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[int] = []
+    shutdown = socket.socket.shutdown
+
+    def after_another_request(sock: socket.socket, how: int) -> None:
+        if threading.current_thread() is threading.main_thread() and not connections:
+            _body(client, server.url())
+            connections.append(server.connections)
+        shutdown(sock, how)
+
+    with Server([OK] * 3) as server:
+        _body(client, server.url())
+        with monkeypatch.context() as patched:
+            patched.setattr(socket.socket, "shutdown", after_another_request)
+            client.abandon()
+        _body(client, server.url())
+
+        assert [*connections, server.connections] == [2, 2]  # a new one, which is kept
+
+
 def test_threads_have_connections_of_their_own(client: Client) -> None:
     with Server([OK] * 40) as server:
         threads = [threading.Thread(target=partial(_body, client, server.url())) for _ in range(8)]
