@@ -12,6 +12,7 @@ import mmap
 import os
 import pickletools
 import stat
+import threading
 import warnings
 import zipfile
 import zlib
@@ -31,6 +32,7 @@ _CALLS = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_E
 _Found = TypeVar("_Found")
 _PICKLE = b"\x80"  # the opcode PROTO, which text cannot begin with
 _ARRAYS, _ZIP = ".npz", b"PK\x03\x04"
+_PARSING = threading.Lock()  # numpy parses a header as Python, which fails in two threads: python/cpython#106905
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
@@ -202,7 +204,8 @@ def _arrays(path: Path) -> None:
             for member in members:
                 with archive.open(member) as array:
                     read = npy.read_array_header_1_0 if npy.read_magic(array) == (1, 0) else npy.read_array_header_2_0
-                    dtype = read(array)[2]
+                    with _PARSING:
+                        dtype = read(array)[2]
                 if dtype.hasobject:
                     message = f"{member.filename} in it holds Python objects, which are pickles"
                     raise ValueError(message)
