@@ -248,8 +248,8 @@ class Crew:
         """Begin to send what is lacking."""
         early = {} if anew else self._sent_early
         return {
-            digest: early.get(digest) or self.begin(self._moved, blob, anew=anew)
-            for digest, blob in ((blob.descriptor.digest, blob) for blob in blobs)
+            (digest := blob.descriptor.digest): early.get(digest) or self.begin(self._moved, blob, anew=anew)
+            for blob in blobs
         }
 
     def end_move(self, moving: Mapping[Digest, Future[int]]) -> dict[Digest, int]:

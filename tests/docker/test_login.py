@@ -293,7 +293,7 @@ def test_error_comes_in_ten_seconds_when_az_hangs(azure: Guarded) -> None:
     with pytest.raises(LoginMissing, match="Azure's AzureCliCredential gave no token"):
         azure.push(login="azure")
 
-    assert time.monotonic() - began < 15  # ten, and what a machine that is busy with tests adds
+    assert time.monotonic() - began < 12
 
 
 def test_error_is_azures_own_when_the_registry_refuses_the_exchange(azure: Guarded) -> None:
