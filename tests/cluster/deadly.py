@@ -1,7 +1,8 @@
 """A kubectl that is somebody's death: what it was told to do is done, and whoever asked never hears of it.
 
 Owns a program that stands before the real kubectl on the path. When a command that succeeded,
-with the document that it read, matches `$FATAL`, its parent gets SIGKILL.
+with the document that it read, matches `$FATAL`, its parent gets SIGKILL; where it matches
+`$FATAL_FIRST`, before anything is done.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from pathlib import Path
 
 _PROGRAM = """\
 #!/bin/sh
-test -n "$FATAL" || exec {kubectl} "$@"
+test -n "$FATAL$FATAL_FIRST" || exec {kubectl} "$@"
+deadly() {{ test -n "$1" && printf '%s %s' "$argv" "$document" | grep -Eq -- "$1" && kill -KILL "$PPID"; }}
+argv=$*
 case "$* " in
 *port-forward*) exec {kubectl} "$@" ;;
 *" --filename=- "*) document=$(cat) ;;
 *) document= ;;
 esac
+deadly "$FATAL_FIRST" && exit 1
 printf %s "$document" | {kubectl} "$@" || exit
-if printf '%s %s' "$*" "$document" | grep -Eq -- "$FATAL"; then kill -KILL "$PPID"; fi
+deadly "$FATAL" || true
 """
 
 

@@ -24,7 +24,8 @@ from tests.system.referee import Referee
 RATE = 50
 ROLLING = r"^rollout +adder: "
 
-# A release, step by step: what it told last, or what the cluster did for it last. All are of one commit.
+# A release, step by step: what it told last, what the cluster did for it last, or what it did not do any more.
+# All are of one commit.
 STEPS = (
     ("told", r"^test +python -m pytest"),
     ("told", r"^model "),
@@ -50,7 +51,7 @@ BEFORE_A_RECORD = 5
 # And an undo, which SIGTERM begins in the middle of a rolling update.
 UNDO_STEPS = (
     ("done", r'apply .*--force-conflicts .*"name": "adder"[,}]'),
-    ("told", r"^rollout +undone in"),
+    ("not done", r"replace .*adder-attempt-.*interrupted"),  # it is undone, and that is not written down
     ("done", r"replace .*adder-attempt-.*interrupted"),
 )
 
@@ -63,7 +64,7 @@ def adder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         made = adders.adder(cluster, namespace, folder)
         made.restricted()
         logged_in = releaser.log_in(cluster, namespace, folder)
-        made.project.environ.update(deadly.kubectl(folder / "deadly", logged_in), FATAL="")
+        made.project.environ.update(deadly.kubectl(folder / "deadly", logged_in), FATAL="", FATAL_FIRST="")
         made.project.invoke("release")
         yield made
 
@@ -71,7 +72,8 @@ def adder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def killed(adder: Adder, step: tuple[str, str], *, undone: bool = False) -> None:
     """Release until SIGKILL comes at this step; when `undone`, SIGTERM comes first, in the middle."""
     kind, pattern = step
-    process = adder.project.start("release", FATAL=pattern if kind == "done" else "")
+    after, first = (pattern if kind == each else "" for each in ("done", "not done"))
+    process = adder.project.start("release", FATAL=after, FATAL_FIRST=first)
     lines = kill_at(process, re.compile(ROLLING), signal.SIGTERM) if undone else []
     if kind == "told":
         lines += kill_at(process, re.compile(pattern))
