@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks import Row, middle, report
 from benchmarks.slow import slow
+from shipway import documents
 from shipway.artifacts import Digest, ModelFile
 from shipway.proc import Proc
 from shipway.stores import Catalogue, manifest
@@ -229,7 +230,7 @@ def _requests(kind: str, store: Store) -> Iterator[Row]:
             alias="latest", turn=1, previous=None, version=many, who="bench", when=datetime.now(UTC), why="published"
         )
         store.delete("m/aliases/latest.json")
-        store.create("m/aliases/latest.json", manifest.encoded(move))
+        store.create("m/aliases/latest.json", documents.encoded(move))
         with _counted() as requests:
             found = catalogue.show("m", "latest")
         if found.version != many or not requests:
@@ -246,7 +247,7 @@ def _requests(kind: str, store: Store) -> Iterator[Row]:
 
 def _manifest(number: int) -> bytes:
     file = ModelFile(path="model.onnx", digest=Digest.of(b"%d" % number), size_bytes=1)
-    return manifest.encoded(
+    return documents.encoded(
         manifest.ModelVersion(
             name="m",
             version=number,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from invoke import Collection
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from msgspec import NODEFAULT
+from msgspec.structs import FieldInfo
 
-from shipway import errors
+from shipway import documents, errors
 from shipway.config import PREFIX, Settings
 from shipway.tasks import namespace
 
@@ -33,13 +33,11 @@ def settings_page() -> str:
         f"flag goes before all. `{PREFIX}ENV` chooses the environment where `--env` does not.",
         "`invoke config` prints each value in force and where it comes from.",
     ]
-    for table, field in Settings.model_fields.items():
-        model = field.annotation
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            raise TypeError(table)
-        lines += ["", f"## {inspect.getdoc(model)}", "", "| key | default | meaning |", "| --- | --- | --- |"]
+    for table in documents.fields(Settings).values():
+        lines += ["", f"## {inspect.getdoc(table.type)}", "", "| key | default | meaning |", "| --- | --- | --- |"]
         lines += [
-            f"| `{key}` | {_default(info.default)} | {info.description} |" for key, info in model.model_fields.items()
+            f"| `{key}` | {_default(field)} | {_description(field.type)} |"
+            for key, field in documents.fields(table.type).items()
         ]
     return "\n".join(lines) + "\n"
 
@@ -89,9 +87,14 @@ PAGES: Mapping[str, Callable[[], str]] = {
 }
 
 
-def _default(value: Any) -> str:
-    if value is PydanticUndefined:
+def _description(kind: Any) -> str:
+    return next(str(meta.description) for meta in reversed(kind.__metadata__) if meta.description)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.required:
         return "required"
+    value = field.default if field.default_factory is NODEFAULT else field.default_factory()
     if value is None:
         return "unset"
     return f"`{json.dumps(value)}`"

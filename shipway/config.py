@@ -13,230 +13,290 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from shipway import documents
+from shipway.documents import Form, Malformed, Meta, Mistake
 from shipway.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 FILE = "release.toml"
 PREFIX = "SHIPWAY_"
 RESERVED = frozenset({"SHIPWAY_ENV", "SHIPWAY_BUILD"})
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=100)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-UrlPath = Annotated[str, Field(pattern=r"^/\S*$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z", max_length=100)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Ratio = Annotated[float, Meta(ge=0, le=1)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+UrlPath = Annotated[str, Meta(pattern=r"^/\S*\Z")]
 AzureCredential = Literal["cli", "managed_identity", "workload_identity", "environment", "certificate"]
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
-Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+$")]
-Command = Annotated[tuple[str, ...], Field(min_length=1)]
+Label = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z", max_length=40)]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+\Z")]
+Command = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, defer_build=True)
-
-
-class ProjectSettings(_Table):
+class ProjectSettings(Form, frozen=True, kw_only=True):
     """`[project]`: what this is."""
 
-    name: Name = Field(description="The service's name; also the image's.")
-    environment: Name = Field("local", description="The environment when `--env` is not given.")
+    name: Annotated[Name, Meta(description="The service's name; also the image's.")]
+    environment: Annotated[Name, Meta(description="The environment when `--env` is not given.")] = "local"
 
 
-class SuiteSettings(_Table):
+class SuiteSettings(Form, frozen=True, kw_only=True):
     """`[test]`: the test suite that a release must pass."""
 
-    command: Command = Field(
-        ("pytest", "tests/app"), description="The suite, run with the image's own locked dependencies."
+    command: Annotated[Command, Meta(description="The suite, run with the image's own locked dependencies.")] = (
+        "pytest",
+        "tests/app",
     )
-    requirements: str | None = Field(None, description="Hash-locked requirements of the suite itself.")
-    timeout_s: Seconds = Field(1800, description="The suite is ended, and has failed, after this long.")
+    requirements: Annotated[str | None, Meta(description="Hash-locked requirements of the suite itself.")] = None
+    timeout_s: Annotated[Seconds, Meta(description="The suite is ended, and has failed, after this long.")] = 1800
 
 
-class ModelSettings(_Table):
+class ModelSettings(Form, frozen=True, kw_only=True):
     """`[model]`: which model goes into the image."""
 
-    name: Name = Field(description="The model's name in its store.")
-    store: str = Field(
-        description="Where models are published: a folder, `az://ACCOUNT/CONTAINER/PREFIX`, `s3://BUCKET/PREFIX`, "
-        "`mlflow+https://HOST/PREFIX`, or the tracking address of an Azure ML workspace, `azureml://…`."
+    name: Annotated[Name, Meta(description="The model's name in its store.")]
+    store: Annotated[
+        str,
+        Meta(
+            description="Where models are published: a folder, `az://ACCOUNT/CONTAINER/PREFIX`, `s3://BUCKET/PREFIX`, "
+            "`mlflow+https://HOST/PREFIX`, or the tracking address of an Azure ML workspace, `azureml://…`."
+        ),
+    ]
+    alias: Annotated[Name, Meta(description="The alias that a release follows.")] = "latest"
+    contract: Annotated[
+        str | None, Meta(description="A JSON file of the service: the inputs and outputs it understands.")
+    ] = None
+    trusted_keys: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Public keys, `ed25519:…` or files that hold one: versions that none of them signed are "
+            "refused. Empty: no signature is asked for."
+        ),
+    ] = ()
+    signing_key: Annotated[
+        str | None,
+        Meta(description="The file with the private key that publishing signs with; `invoke model.keygen` makes one."),
+    ] = None
+    signing_key_variable: Annotated[
+        str, Meta(description="The variable that holds that private key (PEM) where no file does.")
+    ] = "MODEL_SIGNING_KEY"
+    azure_credential: Annotated[
+        AzureCredential, Meta(description="The one Azure credential that the store is read with.")
+    ] = "cli"
+    token_variable: Annotated[str, Meta(description="The variable that holds MLflow's token.")] = (
+        "MLFLOW_TRACKING_TOKEN"  # noqa: S105 - its name
     )
-    alias: Name = Field("latest", description="The alias that a release follows.")
-    contract: str | None = Field(None, description="A JSON file of the service: the inputs and outputs it understands.")
-    trusted_keys: tuple[str, ...] = Field(
-        (),
-        description="Public keys, `ed25519:…` or files that hold one: versions that none of them signed are refused. "
-        "Empty: no signature is asked for.",
+    user_variable: Annotated[str, Meta(description="The variable that holds MLflow's user.")] = (
+        "MLFLOW_TRACKING_USERNAME"
     )
-    signing_key: str | None = Field(
-        None, description="The file with the private key that publishing signs with; `invoke model.keygen` makes one."
+    password_variable: Annotated[str, Meta(description="The variable that holds its password.")] = (
+        "MLFLOW_TRACKING_PASSWORD"  # noqa: S105 - its name
     )
-    signing_key_variable: str = Field(
-        "MODEL_SIGNING_KEY", description="The variable that holds that private key (PEM) where no file does."
-    )
-    azure_credential: AzureCredential = Field(
-        "cli", description="The one Azure credential that the store is read with."
-    )
-    token_variable: str = Field("MLFLOW_TRACKING_TOKEN", description="The variable that holds MLflow's token.")
-    user_variable: str = Field("MLFLOW_TRACKING_USERNAME", description="The variable that holds MLflow's user.")
-    password_variable: str = Field("MLFLOW_TRACKING_PASSWORD", description="The variable that holds its password.")
-    profile: str | None = Field(None, description="The profile in AWS's files; unset is AWS's usual chain.")
-    region: str | None = Field(None, description="The bucket's region; unset is what AWS's variables and files say.")
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] | None = Field(
-        None, description="The store's address, where it is not the provider's own: another cloud, or a server of ours."
-    )
-    authority: str | None = Field(
-        None, description="A PEM file: the certificate authority of a store that no public one vouches for."
-    )
-    cache_gb: Annotated[float, Field(gt=0)] = Field(
-        20, description="How much fetched models may take on this disk, besides those that are in use."
-    )
+    profile: Annotated[str | None, Meta(description="The profile in AWS's files; unset is AWS's usual chain.")] = None
+    region: Annotated[
+        str | None, Meta(description="The bucket's region; unset is what AWS's variables and files say.")
+    ] = None
+    endpoint: Annotated[
+        Annotated[str, Meta(pattern=r"^https?://[^\s@?#]+\Z")] | None,
+        Meta(
+            description="The store's address, where it is not the provider's own: another cloud, or a server of ours."
+        ),
+    ] = None
+    authority: Annotated[
+        str | None, Meta(description="A PEM file: the certificate authority of a store that no public one vouches for.")
+    ] = None
+    cache_gb: Annotated[
+        Annotated[float, Meta(gt=0)],
+        Meta(description="How much fetched models may take on this disk, besides those that are in use."),
+    ] = 20
 
 
-class ImageSettings(_Table):
+class ImageSettings(Form, frozen=True, kw_only=True):
     """`[image]`: what the image is made of."""
 
-    builder: Literal["layers", "docker"] = Field(
-        "layers", description="`layers` composes the image without Docker; `docker` builds the whole Dockerfile."
-    )
-    base: str = Field(
-        "scratch",
-        description="What the layers stand on: `scratch`; an image by digest, `HOST/NAME@sha256:…`; "
-        "`layout:FOLDER@sha256:…`, one on disk; or `Dockerfile`, whose stage `base` is built by Docker "
-        "when the registry has not got it.",
-    )
-    build_args: Mapping[str, str] = Field({}, description="Build arguments for the Dockerfile; no secrets.")
-    python: Annotated[str, Field(pattern=r"^(host|3\.\d+)$")] = Field(
-        "host", description="The image's Python, such as `3.13`; `host` is this machine's."
-    )
-    platform: Annotated[str, Field(pattern=r"^(host|linux/amd64|linux/arm64)$")] = Field(
-        "host", description="The image's platform; `host` is this machine's."
-    )
-    compression: Literal["none", "stored"] = Field(
-        "none",
-        description="How the layers of dependencies and model are sent: `none` as plain tar; `stored` as gzip that "
-        "compresses nothing, for programs that take every layer for gzip. The app's layer is always compressed.",
-    )
-    requirements: str = Field("app/requirements.txt", description="Hash-locked requirements of the service.")
-    include: tuple[str, ...] = Field(("app",), description="Committed folders that make the app layer.")
-    user: str = Field(
-        "65532:65532", description="The user and group the service runs as; never 0.", pattern=r"^[1-9]\d*:[1-9]\d*$"
-    )
-    environment: Mapping[str, str] = Field({}, description="More environment variables for the service; no secrets.")
+    builder: Annotated[
+        Literal["layers", "docker"],
+        Meta(description="`layers` composes the image without Docker; `docker` builds the whole Dockerfile."),
+    ] = "layers"
+    base: Annotated[
+        str,
+        Meta(
+            description="What the layers stand on: `scratch`; an image by digest, `HOST/NAME@sha256:…`; "
+            "`layout:FOLDER@sha256:…`, one on disk; or `Dockerfile`, whose stage `base` is built by Docker "
+            "when the registry has not got it."
+        ),
+    ] = "scratch"
+    build_args: Annotated[Mapping[str, str], Meta(description="Build arguments for the Dockerfile; no secrets.")] = {}
+    python: Annotated[
+        Annotated[str, Meta(pattern=r"^(host|3\.\d+)\Z")],
+        Meta(description="The image's Python, such as `3.13`; `host` is this machine's."),
+    ] = "host"
+    platform: Annotated[
+        Annotated[str, Meta(pattern=r"^(host|linux/amd64|linux/arm64)\Z")],
+        Meta(description="The image's platform; `host` is this machine's."),
+    ] = "host"
+    compression: Annotated[
+        Literal["none", "stored"],
+        Meta(
+            description="How the layers of dependencies and model are sent: `none` as plain tar; `stored` as gzip that "
+            "compresses nothing, for programs that take every layer for gzip. The app's layer is always compressed."
+        ),
+    ] = "none"
+    requirements: Annotated[str, Meta(description="Hash-locked requirements of the service.")] = "app/requirements.txt"
+    include: Annotated[tuple[str, ...], Meta(description="Committed folders that make the app layer.")] = ("app",)
+    user: Annotated[
+        str, Meta(description="The user and group the service runs as; never 0.", pattern=r"^[1-9]\d*:[1-9]\d*\Z")
+    ] = "65532:65532"
+    environment: Annotated[
+        Mapping[str, str], Meta(description="More environment variables for the service; no secrets.")
+    ] = {}
 
 
-class ServiceSettings(_Table):
+class ServiceSettings(Form, frozen=True, kw_only=True):
     """`[service]`: what the service owes shipway."""
 
-    command: Command = Field(description="Starts the service from `/srv`; it listens on `$PORT` and stops on SIGTERM.")
-    port: Port = Field(8080, description="`$PORT` in a container.")
-    ports: Mapping[str, Port] = Field(
-        {}, description="More port variables, by name; on one host each version gets its own."
+    command: Annotated[
+        Command, Meta(description="Starts the service from `/srv`; it listens on `$PORT` and stops on SIGTERM.")
+    ]
+    port: Annotated[Port, Meta(description="`$PORT` in a container.")] = 8080
+    ports: Annotated[
+        Mapping[str, Port], Meta(description="More port variables, by name; on one host each version gets its own.")
+    ] = {}
+    ready_path: Annotated[UrlPath, Meta(description="Answers 200 when ready for users.")] = "/readyz"
+    version_path: Annotated[UrlPath, Meta(description="Answers JSON that holds the build id (`$SHIPWAY_BUILD`).")] = (
+        "/version"
     )
-    ready_path: UrlPath = Field("/readyz", description="Answers 200 when ready for users.")
-    version_path: UrlPath = Field("/version", description="Answers JSON that holds the build id (`$SHIPWAY_BUILD`).")
-    build_field: str = Field("build", description="The build id's field in that JSON.")
-    start_timeout_s: Seconds = Field(90, description="How long a version may take until it is ready.")
-    drain_timeout_s: Seconds = Field(30, description="How long an old version may take to finish its requests.")
+    build_field: Annotated[str, Meta(description="The build id's field in that JSON.")] = "build"
+    start_timeout_s: Annotated[Seconds, Meta(description="How long a version may take until it is ready.")] = 90
+    drain_timeout_s: Annotated[
+        Seconds, Meta(description="How long an old version may take to finish its requests.")
+    ] = 30
 
 
-class PushSettings(_Table):
+class PushSettings(Form, frozen=True, kw_only=True):
     """`[push]`: where images go."""
 
-    repository: str = Field(
-        "layout",
-        description="`layout`: the OCI image layout in `.shipway/images`; or a repository of a registry, `HOST/NAME`.",
+    repository: Annotated[
+        str,
+        Meta(
+            description="`layout`: the OCI image layout in `.shipway/images`; "
+            "or a repository of a registry, `HOST/NAME`."
+        ),
+    ] = "layout"
+    login: Annotated[
+        Literal["auto", "anonymous", "environment", "docker", "azure"],
+        Meta(
+            description="Where the registry's credential comes from: the two variables below, Docker's configuration "
+            "and its credential helpers, or Azure. `auto` takes the variables where they are set, else Docker's, "
+            "else none."
+        ),
+    ] = "auto"
+    user_variable: Annotated[str, Meta(description="The variable that holds the user's name.")] = "REGISTRY_USER"
+    password_variable: Annotated[str, Meta(description="The variable that holds the password or token.")] = (
+        "REGISTRY_PASSWORD"  # noqa: S105 - its name
     )
-    login: Literal["auto", "anonymous", "environment", "docker", "azure"] = Field(
-        "auto",
-        description="Where the registry's credential comes from: the two variables below, Docker's configuration and "
-        "its credential helpers, or Azure. `auto` takes the variables where they are set, else Docker's, else none.",
-    )
-    user_variable: str = Field("REGISTRY_USER", description="The variable that holds the user's name.")
-    password_variable: str = Field("REGISTRY_PASSWORD", description="The variable that holds the password or token.")
-    azure_credential: AzureCredential = Field(
-        "cli", description='The one Azure credential that `login = "azure"` uses.'
-    )
-    token_services: tuple[str, ...] = Field(
-        (),
-        description="Hosts besides the registry's own that its credential may be sent to, "
-        "such as `gitlab.example` for `registry.gitlab.example`.",
-    )
-    authority: str | None = Field(
-        None, description="A PEM file: the certificate authority of a registry that no public one vouches for."
-    )
-    keep: Annotated[int, Field(ge=2)] = Field(
-        10, description="Images kept besides those that run: so many that served, and so many that were pushed last."
-    )
+    azure_credential: Annotated[
+        AzureCredential, Meta(description='The one Azure credential that `login = "azure"` uses.')
+    ] = "cli"
+    token_services: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Hosts besides the registry's own that its credential may be sent to, "
+            "such as `gitlab.example` for `registry.gitlab.example`."
+        ),
+    ] = ()
+    authority: Annotated[
+        str | None,
+        Meta(description="A PEM file: the certificate authority of a registry that no public one vouches for."),
+    ] = None
+    keep: Annotated[
+        Annotated[int, Meta(ge=2)],
+        Meta(description="Images kept besides those that run: so many that served, and so many that were pushed last."),
+    ] = 10
 
 
-class RolloutSettings(_Table):
+class RolloutSettings(Form, frozen=True, kw_only=True):
     """`[rollout]`: where versions run."""
 
-    target: Literal["local", "kubernetes", "swarm"] = Field("local", description="What runs them.")
-    host: str = Field("127.0.0.1", description="The public address on this machine (target `local`).")
-    port: Port = Field(8080, description="The public port on this machine (target `local`).")
-    listen: Command = Field(
-        ("--bind", "fd://{fd}"),
-        description="Arguments that make the service accept on the shared socket `{fd}` (target `local`).",
+    target: Annotated[Literal["local", "kubernetes", "swarm"], Meta(description="What runs them.")] = "local"
+    host: Annotated[str, Meta(description="The public address on this machine (target `local`).")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="The public port on this machine (target `local`).")] = 8080
+    listen: Annotated[
+        Command,
+        Meta(description="Arguments that make the service accept on the shared socket `{fd}` (target `local`)."),
+    ] = ("--bind", "fd://{fd}")
+    lock_s: Annotated[Seconds, Meta(description="A lock that is not renewed for this long may be taken over.")] = 30
+    proofs: Annotated[
+        Annotated[int, Meta(ge=1)], Meta(description="How often in a row the right build must answer.")
+    ] = 8
+    context: Annotated[
+        str | None,
+        Meta(description="The context of kubectl's configuration; never the current one (target `kubernetes`)."),
+    ] = None
+    server: Annotated[
+        str | None, Meta(description="The API server's address that this context must have (target `kubernetes`).")
+    ] = None
+    namespace: Annotated[Label | None, Meta(description="The namespace of everything (target `kubernetes`).")] = None
+    overlay: Annotated[str, Meta(description="The kustomize folder that is applied (target `kubernetes`).")] = (
+        "k8s/base"
     )
-    lock_s: Seconds = Field(30, description="A lock that is not renewed for this long may be taken over.")
-    proofs: Annotated[int, Field(ge=1)] = Field(8, description="How often in a row the right build must answer.")
-    context: str | None = Field(
-        None, description="The context of kubectl's configuration; never the current one (target `kubernetes`)."
-    )
-    server: str | None = Field(
-        None, description="The API server's address that this context must have (target `kubernetes`)."
-    )
-    namespace: Label | None = Field(None, description="The namespace of everything (target `kubernetes`).")
-    overlay: str = Field("k8s/base", description="The kustomize folder that is applied (target `kubernetes`).")
-    deployment: Label | None = Field(
-        None, description="The Deployment in it that runs the service; unset is `project.name` (target `kubernetes`)."
-    )
-    container: str | None = Field(
-        None, description="The container in it that gets the image; unset is its first (target `kubernetes`)."
-    )
-    pull_from: str | None = Field(
-        None, description="The repository as nodes know it; unset is `[push] repository` (target `kubernetes`)."
-    )
-    url: Url | None = Field(
-        None, description="The public address; unset is the load balancer's own (target `kubernetes`)."
-    )
-    address_timeout_s: Seconds = Field(
-        300, description="How long a new address or name may take until it answers (target `kubernetes`)."
-    )
+    deployment: Annotated[
+        Label | None,
+        Meta(description="The Deployment in it that runs the service; unset is `project.name` (target `kubernetes`)."),
+    ] = None
+    container: Annotated[
+        str | None,
+        Meta(description="The container in it that gets the image; unset is its first (target `kubernetes`)."),
+    ] = None
+    pull_from: Annotated[
+        str | None,
+        Meta(description="The repository as nodes know it; unset is `[push] repository` (target `kubernetes`)."),
+    ] = None
+    url: Annotated[
+        Url | None, Meta(description="The public address; unset is the load balancer's own (target `kubernetes`).")
+    ] = None
+    address_timeout_s: Annotated[
+        Seconds, Meta(description="How long a new address or name may take until it answers (target `kubernetes`).")
+    ] = 300
 
 
-class LoadCheckSettings(_Table):
+class LoadCheckSettings(Form, frozen=True, kw_only=True):
     """`[loadcheck]`: the load, and the figures that a version must meet."""
 
-    locustfile: str = Field("loadtests/locustfile.py", description="The Locust users.")
-    requirements: str = Field(
-        "loadtests/requirements.txt",
-        description="Hash-locked requirements of a load generator in the cluster: Locust, and what the users import.",
+    locustfile: Annotated[str, Meta(description="The Locust users.")] = "loadtests/locustfile.py"
+    requirements: Annotated[
+        str,
+        Meta(
+            description="Hash-locked requirements of a load generator in the cluster: Locust, "
+            "and what the users import."
+        ),
+    ] = "loadtests/requirements.txt"
+    users: Annotated[Annotated[int, Meta(ge=1, le=10_000)], Meta(description="Simulated users at once.")] = 4
+    rate: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Requests per second in all; unset is as fast as answers come."),
+    ] = None
+    seconds: Annotated[Seconds, Meta(description="How long the candidate is measured.")] = 10
+    public_seconds: Annotated[Seconds, Meta(description="How long the public address is measured after promotion.")] = 5
+    warmup_seconds: Annotated[
+        Annotated[float, Meta(ge=0)], Meta(description="Load before the measurement, not counted.")
+    ] = 2
+    max_failure_ratio: Annotated[Ratio, Meta(description="Failed requests, as a share of all.")] = 0.0
+    max_p95_ms: Annotated[Annotated[float, Meta(gt=0)], Meta(description="The slowest acceptable 95th percentile.")] = (
+        1000
     )
-    users: Annotated[int, Field(ge=1, le=10_000)] = Field(4, description="Simulated users at once.")
-    rate: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Requests per second in all; unset is as fast as answers come."
-    )
-    seconds: Seconds = Field(10, description="How long the candidate is measured.")
-    public_seconds: Seconds = Field(5, description="How long the public address is measured after promotion.")
-    warmup_seconds: Annotated[float, Field(ge=0)] = Field(2, description="Load before the measurement, not counted.")
-    max_failure_ratio: Ratio = Field(0.0, description="Failed requests, as a share of all.")
-    max_p95_ms: Annotated[float, Field(gt=0)] = Field(1000, description="The slowest acceptable 95th percentile.")
-    max_p95_growth: Annotated[float, Field(gt=1)] | None = Field(
-        2.0, description="The 95th percentile may be this many times the last release's."
-    )
-    min_rate: Annotated[float, Field(ge=0)] = Field(0, description="The lowest acceptable requests per second.")
-    min_requests: Annotated[int, Field(ge=1)] = Field(50, description="With fewer, the check is inconclusive.")
+    max_p95_growth: Annotated[
+        Annotated[float, Meta(gt=1)] | None,
+        Meta(description="The 95th percentile may be this many times the last release's."),
+    ] = 2.0
+    min_rate: Annotated[
+        Annotated[float, Meta(ge=0)], Meta(description="The lowest acceptable requests per second.")
+    ] = 0
+    min_requests: Annotated[Annotated[int, Meta(ge=1)], Meta(description="With fewer, the check is inconclusive.")] = 50
 
 
-class Settings(_Table):
+class Settings(Form, frozen=True, kw_only=True):
     """All settings of one environment."""
 
     project: ProjectSettings
@@ -259,15 +319,15 @@ class Loaded:
 
     def rows(self) -> Iterator[tuple[str, Any, str]]:
         """Yield (key path, value, source) for every setting in force."""
-        for table, values in self.settings.model_dump(mode="json").items():
+        for table, values in documents.plain(self.settings).items():
             for key, value in values.items():
                 path = f"{table}.{key}"
                 yield path, value, self.sources.get(path, "default")
 
     def with_store(self, store: str) -> Loaded:
         """Return the same settings with another model store."""
-        model = self.settings.model.model_copy(update={"store": store})
-        return replace(self, settings=self.settings.model_copy(update={"model": model}))
+        model = documents.changed(self.settings.model, store=store)
+        return replace(self, settings=documents.changed(self.settings, model=model))
 
 
 def load(
@@ -306,9 +366,9 @@ def load(
     for name, tables in environments.items():
         mistakes += _unknown_keys(tables, f"env.{name}.")
     try:
-        settings = Settings.model_validate(merged)
-    except ValidationError as error:
-        mistakes += [_told(mistake, sources) for mistake in error.errors(include_url=False)]
+        settings = documents.convert(Settings, merged, texts=True)
+    except Malformed as error:
+        mistakes += [_told(mistake, sources) for mistake in error.mistakes]
     if mistakes:
         listed = "\n".join(f"  {line}" for line in mistakes)
         raise ConfigError(f"the settings of {chosen!r} have {_count(len(mistakes))}:\n{listed}")
@@ -355,7 +415,7 @@ def _from_variables(environ: Mapping[str, str], mistakes: list[str]) -> dict[str
 
 def _toml_value(text: str) -> Any:
     if not text.startswith(("[", "{", '"', "'")):
-        return text  # `3.13` may be a Python's version; where it is a number, pydantic makes it one
+        return text  # `3.13` may be a Python's version; where it is a number, it becomes one
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -378,35 +438,32 @@ def _overlay(merged: dict[str, Any], sources: dict[str, str], tables: Mapping[st
 def _paths() -> list[str]:
     """Return every key path that exists, such as `rollout.port`."""
     return [
-        f"{table}.{key}"
-        for table, field in Settings.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for key in field.annotation.model_fields
+        f"{table}.{key}" for table, field in documents.fields(Settings).items() for key in documents.fields(field.type)
     ]
 
 
 def _unknown_keys(tables: Mapping[str, Any], prefix: str) -> Iterator[str]:
     """Tell the unknown keys of an environment that is not the chosen one, too."""
-    known = _paths()
+    known = documents.fields(Settings)
     for table, values in tables.items():
-        if table not in Settings.model_fields:
-            yield f"{prefix}{table}: no such table{_nearest(table, Settings.model_fields)}"
+        if table not in known:
+            yield f"{prefix}{table}: no such table{_nearest(table, known)}"
         elif isinstance(values, dict):
             for key in values:
-                if f"{table}.{key}" not in known:
-                    yield f"{prefix}{table}.{key}: no such key{_nearest(f'{table}.{key}', known)}"
+                if key not in documents.fields(known[table].type):
+                    yield f"{prefix}{table}.{key}: no such key{_nearest(f'{table}.{key}', _paths())}"
 
 
-def _told(mistake: ErrorDetails, sources: Mapping[str, str]) -> str:
-    path = ".".join(str(part) for part in mistake["loc"])
+def _told(mistake: Mistake, sources: Mapping[str, str]) -> str:
+    path = mistake.path
+    if mistake.is_unknown and "." not in path:
+        return f"{path}: no such table{_nearest(path, documents.fields(Settings))}"
+    if mistake.is_unknown:
+        return f"{mistake}{_nearest(path, _paths())}"
+    if mistake.is_missing:
+        return str(mistake)
     source = next((f" (from {sources[name]})" for name in (path, path.rpartition(".")[0]) if name in sources), "")
-    if mistake["type"] == "extra_forbidden":
-        known = _paths() if "." in path else list(Settings.model_fields)
-        return f"{path}: no such {'key' if '.' in path else 'table'}{_nearest(path, known)}"
-    if mistake["type"] == "missing":
-        return f"{path}: is missing"
-    given = repr(mistake["input"])
-    return f"{path} = {given[:60]}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{source}"
+    return f"{path} = {repr(mistake.given)[:60]}: {mistake.what}{source}"
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
+from shipway import documents
+from shipway.documents import UNSET, Form, Malformed, Meta, UnsetType, field
 from shipway.errors import ModelRefused
 
 FOLDER = "golden/exchanges"
@@ -72,35 +73,29 @@ def play(url: str, exchanges: Iterable[Exchange], timeout_s: float) -> tuple[str
     return tuple(difference for exchange in exchanges for difference in _play_one(url, exchange, timeout_s))
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
-
-
-class _Request(_Form):
-    method: Annotated[str, Field(pattern=r"^[A-Z]+$")] = "GET"
-    path: Annotated[str, Field(pattern=r"^/[\x21-\x7e]*$")]
-    headers: dict[
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")], Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]
+class _Request(Form, frozen=True, kw_only=True):
+    method: Annotated[str, Meta(pattern=r"^[A-Z]+\Z")] = "GET"
+    path: Annotated[str, Meta(pattern=r"^/[\x21-\x7e]*\Z")]
+    headers: Mapping[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]+\Z")], Annotated[str, Meta(pattern=r"^[\x20-\x7e]*\Z")]
     ] = {}
-    text: str | None = Field(None, alias="body")
-    document: Any = Field(None, alias="json")
-    file: str | None = Field(None, alias="body_file")
+    text: str | UnsetType | None = field(default=UNSET, name="body")
+    document: Any = field(default=UNSET, name="json")
+    file: str | UnsetType | None = field(default=UNSET, name="body_file")
 
-    @model_validator(mode="after")
-    def _one_body(self) -> _Request:
-        if len(self.model_fields_set & {"text", "document", "file"}) > 1:
+    def __post_init__(self) -> None:
+        if sum(each is not UNSET for each in (self.text, self.document, self.file)) > 1:
             message = "body, json and body_file exclude one another"
             raise ValueError(message)
-        return self
 
 
-class _Response(_Form):
-    status: Annotated[int, Field(ge=100, le=599)] = 200
-    document: Any = Field(None, alias="json")
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+class _Response(Form, frozen=True, kw_only=True):
+    status: Annotated[int, Meta(ge=100, le=599)] = 200
+    document: Any = field(default=UNSET, name="json")
+    tolerance: Annotated[float, Meta(ge=0, le=sys.float_info.max)] = 0.0
 
 
-class _Case(_Form):
+class _Case(Form, frozen=True, kw_only=True):
     request: _Request
     response: _Response
 
@@ -108,9 +103,9 @@ class _Case(_Form):
 def _read(file: Path, model: Path) -> Exchange:
     where = f"{FOLDER}/{file.name}"
     try:
-        case = _Case.model_validate(json.loads(file.read_bytes()))
-    except ValidationError as error:
-        raise ModelRefused(f"{where}: {_mistakes(error)}") from error
+        case = documents.convert(_Case, json.loads(file.read_bytes()))
+    except Malformed as error:
+        raise ModelRefused(f"{where}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ModelRefused(f"{where}: not JSON: {error}") from error
     request, response = case.request, case.response
@@ -121,28 +116,21 @@ def _read(file: Path, model: Path) -> Exchange:
         headers=_headers(request),
         body=_body(request, file, model, where),
         status=response.status,
-        expected=(response.document,) if "document" in response.model_fields_set else None,
+        expected=None if response.document is UNSET else (response.document,),
         tolerance=response.tolerance,
     )
 
 
-def _mistakes(error: ValidationError) -> str:
-    found = (
-        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()
-    )
-    return "; ".join(found)
-
-
 def _headers(request: _Request) -> dict[str, str]:
-    if "document" in request.model_fields_set and "content-type" not in map(str.lower, request.headers):
+    if request.document is not UNSET and "content-type" not in map(str.lower, request.headers):
         return {"Content-Type": "application/json", **request.headers}
-    return request.headers
+    return dict(request.headers)
 
 
 def _body(request: _Request, file: Path, model: Path, where: str) -> bytes:
-    if "document" in request.model_fields_set:
+    if request.document is not UNSET:
         return json.dumps(request.document).encode()
-    if request.file is None:
+    if not isinstance(request.file, str):
         return (request.text or "").encode()
     try:
         path = (file.parent / request.file).resolve()

@@ -23,9 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from pydantic import TypeAdapter
-
-from shipway import proc
+from shipway import documents, proc
 from shipway.console import Tell
 from shipway.errors import LockHeld, LockLost, ShipwayError
 
@@ -237,7 +235,7 @@ class FileSlot:
         """See `Slot.read`; a torn or foreign file is nobody."""
         number, data = self._last()
         try:
-            holder = TypeAdapter(Holder).validate_json(data)
+            holder = documents.parse(Holder, data)
         except ValueError:
             holder = None
         return Seen(holder=holder, etag=str(number) if number else None)
@@ -417,7 +415,7 @@ def _text(record: Record) -> str:
 
 def _parsed(number: int, data: bytes) -> Record | None:
     try:
-        record = TypeAdapter(Record).validate_json(data)
+        record = documents.parse(Record, data)
     except ValueError:
         return None
     return record if record.number == number else None

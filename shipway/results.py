@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from shipway import documents
 from shipway.artifacts import Image, ImageRef, LoadReport, Model, Part, Rollout, SuiteRun, Version, short_commit
 from shipway.console import size
 from shipway.oci import compose, sbom
@@ -509,7 +510,7 @@ def compared_facts(compared: Compared) -> dict[str, Any]:
         "metrics": pairs(compared.metrics),
         "files": pairs(compared.files),
         "contract": pairs(compared.contract),
-        "answers": [answer.model_dump() for answer in compared.answers],
+        "answers": [documents.plain(answer) for answer in compared.answers],
     }
 
 
@@ -528,7 +529,7 @@ def copied_facts(copied: Copied, to: str) -> dict[str, Any]:
         "versions": list(copied.versions),
         "created": list(copied.created),
         "sent_bytes": copied.sent_bytes,
-        "moves": [move.model_dump(mode="json") for move in copied.moves],
+        "moves": [documents.plain(move) for move in copied.moves],
     }
 
 

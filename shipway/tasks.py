@@ -411,12 +411,12 @@ def show(
     _c: Context, version: str = "latest", name: str = "", store: str = "", env: str = "", json: bool = False
 ) -> None:
     """Show a version: its files, inputs, outputs, metrics, golden cases, and who published it."""
-    from shipway import results
+    from shipway import documents, results
 
     site = _site(env, model={"name": name, "store": store})
     shown = site.catalogue.show(site.settings.model.name, _version(version))
     signers = [str(key) for key in site.catalogue.signers(shown.name, shown.version)]
-    facts = {**shown.model_dump(mode="json"), "signers": signers}
+    facts = {**documents.plain(shown), "signers": signers}
     _print(results.model_text(shown, signers=signers), facts, as_json=json)
 
 
@@ -433,7 +433,7 @@ def promote(
     json: bool = False,
 ) -> None:
     """Move an alias to a version: invoke model.promote 7 production --why "passed the review"."""
-    from shipway import models, results
+    from shipway import documents, models, results
 
     site = _site(env, model={"name": name, "store": store})
     moved = models.promote(
@@ -441,7 +441,7 @@ def promote(
     )
     _print(
         results.move_line(moved) if moved else "nothing to do: it is there already",
-        moved.model_dump(mode="json") if moved else None,
+        documents.plain(moved) if moved else None,
         as_json=json,
     )
 
@@ -472,12 +472,12 @@ def pull(
 @command
 def moves(_c: Context, name: str = "", store: str = "", env: str = "", json: bool = False) -> None:
     """List who moved which alias from what to what, when and why, oldest first."""
-    from shipway import results
+    from shipway import documents, results
 
     site = _site(env, model={"name": name, "store": store})
     found = site.catalogue.history(site.settings.model.name)
     lines = "\n".join(map(results.move_line, found)) or "no alias was moved yet"
-    _print(lines, [move.model_dump(mode="json") for move in found], as_json=json)
+    _print(lines, [documents.plain(move) for move in found], as_json=json)
 
 
 @command

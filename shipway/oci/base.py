@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
+from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Layer
+from shipway.documents import Document, Malformed, Meta
 from shipway.errors import BaseRefused, ConfigError, ImageCorrupt, ImageMissing, LoginMissing, PushError
 from shipway.oci.archive import NotAsSaid, Pieces, members
 from shipway.oci.compose import CONFIG, INDEX, MANIFEST, TAR, TAR_GZIP, Base, Source
@@ -54,44 +54,40 @@ class Ground:
     known: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
-
-
-class _Platform(_Document):
+class _Platform(Document, frozen=True, kw_only=True):
     architecture: str
     os: str
 
 
-class _Descriptor(_Document):
-    media_type: str = Field(alias="mediaType")
-    digest: Annotated[str, AfterValidator(Digest)]
-    size_bytes: int = Field(alias="size", ge=0)
+class _Descriptor(Document, frozen=True, kw_only=True):
+    media_type: str = documents.field(name="mediaType")
+    digest: Digest
+    size_bytes: Annotated[int, Meta(ge=0)] = documents.field(name="size")
     platform: _Platform | None = None
 
     def described(self, media_type: str) -> Descriptor:
-        return Descriptor(media_type=media_type, digest=Digest(self.digest), size_bytes=self.size_bytes)
+        return Descriptor(media_type=media_type, digest=self.digest, size_bytes=self.size_bytes)
 
 
-class _Manifest(_Document):
+class _Manifest(Document, frozen=True, kw_only=True):
     """A manifest or an index; never both."""
 
-    schema_version: int = Field(alias="schemaVersion", ge=2, le=2)
-    media_type: str | None = Field(None, alias="mediaType")
+    schema_version: Literal[2] = documents.field(name="schemaVersion")
+    media_type: str | None = documents.field(default=None, name="mediaType")
     config: _Descriptor | None = None
     layers: tuple[_Descriptor, ...] | None = None
     manifests: tuple[_Descriptor, ...] | None = None
 
 
-class _Rootfs(_Document):
-    diff_ids: tuple[Annotated[str, AfterValidator(Digest)], ...]
+class _Rootfs(Document, frozen=True, kw_only=True):
+    diff_ids: tuple[Digest, ...]
 
 
-class _Settings(_Document):
-    env: tuple[Annotated[str, Field(pattern="^[^=]+=")], ...] | None = Field(None, alias="Env")
+class _Settings(Document, frozen=True, kw_only=True):
+    env: tuple[Annotated[str, Meta(pattern="^[^=]+=")], ...] | None = documents.field(default=None, name="Env")
 
 
-class _Config(_Platform):
+class _Config(_Platform, frozen=True, kw_only=True):
     rootfs: _Rootfs
     config: _Settings | None = None
     history: tuple[Mapping[str, Any], ...] | None = None
@@ -125,8 +121,8 @@ def read_base(
         _expect_python(environment.get(_PYTHON), target)
         layers = _layers(manifest, config)
         key = _look_inside(place, layers, known, is_whole=is_whole, advance=advance)
-    except (NotAsSaid, ValidationError, ImageMissing, ImageCorrupt) as error:
-        raise BaseRefused(f"the base {reference} is refused: {_reason(error)}") from error
+    except (NotAsSaid, Malformed, ImageMissing, ImageCorrupt) as error:
+        raise BaseRefused(f"the base {reference} is refused: {error.args[0]}") from error
     base = Base(
         os=config.os,
         architecture=config.architecture,
@@ -184,13 +180,6 @@ def _expect_python(version: str | None, target: Target) -> None:
         raise NotAsSaid(message)
 
 
-def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error.args[0])
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(word) for word in first['loc'])}: {first['msg']}"
-
-
 class _Documents:
     """Manifests and configurations by digest: those of a registry are asked for once, since none can ever change."""
 
@@ -208,13 +197,13 @@ class _Documents:
         return self._known.document(digest, fetch) if self._images.shared else fetch()
 
 
-def _documents(documents: _Documents, digest: Digest, wanted: _Platform) -> tuple[_Manifest, _Config]:
-    document = _Manifest.model_validate_json(documents.manifest(digest))
+def _documents(read: _Documents, digest: Digest, wanted: _Platform) -> tuple[_Manifest, _Config]:
+    document = documents.parse(_Manifest, read.manifest(digest))
     if document.manifests is not None and document.layers is None and document.config is None:
         _expect(document.media_type or INDEX, _INDEXES)
         for entry in document.manifests:
             if entry.platform and (entry.platform.os, entry.platform.architecture) == (wanted.os, wanted.architecture):
-                document = _listed(documents, entry)
+                document = _listed(read, entry)
                 break
     if document.manifests is not None or document.layers is None or document.config is None:
         kind = "both layers and manifests" if document.layers is not None and document.manifests is not None else ""
@@ -222,21 +211,21 @@ def _documents(documents: _Documents, digest: Digest, wanted: _Platform) -> tupl
         raise NotAsSaid(message)
     _expect(document.media_type or MANIFEST, _MANIFESTS)
     _expect(document.config.media_type, _CONFIGS)
-    config = _Config.model_validate_json(documents.config(document.config.described(CONFIG)))
+    config = documents.parse(_Config, read.config(document.config.described(CONFIG)))
     if (config.os, config.architecture) != (wanted.os, wanted.architecture):
         message = f"it is made for {config.os}/{config.architecture}, not {wanted.os}/{wanted.architecture}"
         raise NotAsSaid(message)
     return document, config
 
 
-def _listed(documents: _Documents, entry: _Descriptor) -> _Manifest:
+def _listed(read: _Documents, entry: _Descriptor) -> _Manifest:
     """Return the manifest that an index names."""
     _expect(entry.media_type, _MANIFESTS)
-    data = documents.manifest(Digest(entry.digest))
+    data = read.manifest(entry.digest)
     if len(data) != entry.size_bytes:
         message = f"{entry.digest} has {len(data)} bytes, said were {entry.size_bytes}"
         raise NotAsSaid(message)
-    return _Manifest.model_validate_json(data)
+    return documents.parse(_Manifest, data)
 
 
 def _expect(media_type: str, known: Collection[str]) -> None:
@@ -251,7 +240,7 @@ def _layers(manifest: _Manifest, config: _Config) -> tuple[Layer, ...]:
         message = f"it has {len(entries)} layers, but {len(diff_ids)} diff_ids"
         raise NotAsSaid(message)
     return tuple(
-        _layer(entry, Digest(diff_id), f"base layer {number}")
+        _layer(entry, diff_id, f"base layer {number}")
         for number, (entry, diff_id) in enumerate(zip(entries, diff_ids, strict=True), start=1)
     )
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelRef, Snapshot, Version
 from shipway.config import ServiceSettings, Settings
 from shipway.errors import BaseRefused
@@ -150,7 +151,7 @@ def _labels(settings: Settings, snapshot: Snapshot, created: str, base: Base, py
         f"{_OCI}revision": snapshot.commit + ("-dirty" if snapshot.dirty else ""),
         f"{_OCI}title": settings.project.name,
         f"{_OCI}version": snapshot.label,
-        _SERVICE: canonical(settings.service.model_dump(mode="json")).decode(),
+        _SERVICE: canonical(documents.plain(settings.service)).decode(),
     }
 
 
@@ -296,7 +297,7 @@ def environment(image: Image) -> dict[str, str]:
 
 def service(image: Image) -> ServiceSettings:
     """Return what the image owes a target: its command, ports, paths and time-outs."""
-    return ServiceSettings.model_validate_json(_label(image, _SERVICE))
+    return documents.parse(ServiceSettings, _label(image, _SERVICE))
 
 
 def model(image: Image) -> ModelRef:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from shipway import __version__
+from shipway import __version__, documents
 from shipway.artifacts import Digest, Image, Model, Snapshot, SuiteRun
 from shipway.config import ImageSettings, LoadCheckSettings
 from shipway.errors import ImageCorrupt, ImageMissing
@@ -132,7 +132,7 @@ def of_recombined(image: Image, *, images: Images, code: Digest, model: Digest, 
 def _parameters(settings: ImageSettings) -> dict[str, Any]:
     """Return the settings that shape an image; of what might hold a secret, the names alone."""
     names = {"environment": sorted(settings.environment), "build_args": sorted(settings.build_args)}
-    return {**settings.model_dump(mode="json"), **names}
+    return {**documents.plain(settings), **names}
 
 
 def _material(name: str, digest: Digest) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from shipway import documents
 from shipway.artifacts import Model, ModelRef
 from shipway.config import ModelSettings
 from shipway.console import Tell, size
+from shipway.documents import Form, Meta
 from shipway.errors import ConfigError, ModelDowngrade, ModelUnfit
 from shipway.stores import Catalogue
 from shipway.stores.manifest import ModelVersion, Tensor
@@ -25,18 +25,16 @@ Kind = Literal["number", "string", "boolean"]
 _KINDS: Mapping[Kind, tuple[type, ...]] = {"number": (int, float), "string": (str,), "boolean": (bool,)}
 
 
-class Contract(BaseModel):
+class Contract(Form, frozen=True, kw_only=True):
     """What a service understands: `[model] contract` in release.toml.
 
     `preprocessing` has, for each key that the service understands, the values it knows, or
     `number`, `string` or `boolean` for any value of that kind.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    preprocessing: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)] | Kind] = {}
+    preprocessing: Mapping[str, Annotated[tuple[Any, ...], Meta(min_length=1)] | Kind] = {}
 
 
 def resolve(settings: ModelSettings, *, catalogue: Catalogue, root: Path, version: int | None, tell: Tell) -> Model:
@@ -99,10 +97,9 @@ def differences(published: ModelVersion, contract: Contract) -> list[str]:
 def read_contract(path: Path) -> Contract:
     """Read what a service understands; raises `ConfigError`."""
     try:
-        return Contract.model_validate(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ConfigError(f"[model] contract: {path} cannot be used: {what}") from error
+        return documents.convert(Contract, json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"[model] contract: {path} cannot be used: {error}") from error
 
 
 def _in_differences(given: tuple[Tensor, ...], understood: tuple[Tensor, ...]) -> Iterator[str]:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
-from shipway import exchanges
+from shipway import documents, exchanges
 from shipway.artifacts import Digest, ModelFile
 from shipway.console import Tell, size
+from shipway.documents import Document, Malformed
 from shipway.errors import ModelCorrupt, ModelRefused
 from shipway.proc import Run
 from shipway.stores import durable, golden, safety, transfer
@@ -49,7 +48,7 @@ class Registered:
     file: Callable[[str], Source]
 
 
-class _Kept(BaseModel):
+class _Kept(Document, frozen=True, kw_only=True):
     listing: dict[str, int]
     source: str
     manifest: ModelVersion
@@ -77,14 +76,14 @@ class Adopter:
         }
         place = self._place(version.where, version.created)
         try:
-            kept = _Kept.model_validate_json(place.read_bytes())
+            kept = documents.parse(_Kept, place.read_bytes())
             if (kept.listing, kept.source) == (listing, version.source):
                 return kept.manifest
-        except (FileNotFoundError, ValidationError):
+        except (FileNotFoundError, Malformed):
             pass
         made = self._made(version, listing)
         kept = _Kept(listing=listing, source=version.source, manifest=made)
-        durable.write(place, [kept.model_dump_json(indent=1).encode()], replace=True)
+        durable.write(place, [documents.encoded(kept)], replace=True)
         return made
 
     def _made(self, version: Registered, listing: Mapping[str, int]) -> ModelVersion:
@@ -103,7 +102,7 @@ class Adopter:
             raise ModelRefused(
                 f"{version.where}: {error.message}", tail=error.tail, advice="mend it, and register it again"
             ) from error
-        made = draft(
+        drafted = draft(
             folder,
             inspected,
             signature,
@@ -112,7 +111,8 @@ class Adopter:
             commit=None,
             metrics=version.metrics(),
             created=version.created,
-        ).model_copy(update={"version": version.number})
+        )
+        made = documents.changed(drafted, version=version.number)
         if not made.golden.tensors:
             self._tell.warn(f"{version.where} has no golden cases: nobody knows whether its answers are right")
         return made

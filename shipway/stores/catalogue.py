@@ -28,11 +28,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
-
+from shipway import documents
 from shipway.artifacts import Digest, Model, ModelFile, ModelRef
 from shipway.config import Name
 from shipway.console import Tell, size
+from shipway.documents import Malformed
 from shipway.errors import (
     AliasMoved,
     ModelCorrupt,
@@ -57,7 +57,6 @@ LATEST = "latest"
 _PUBLISHED = "published"
 _NO_CACHE = Path("/nonexistent")  # every byte comes from the store
 _NEIGHBOURS = 64  # publishers at once
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,14 +200,14 @@ class Catalogue:
         name = draft.name
         newest = self._some_version(name)
         holders = self._holders or (lambda _name, _digest: range(newest, 0, -1))
-        for number in [] if is_new else holders(name, Digest(draft.digest)):
+        for number in [] if is_new else holders(name, draft.digest):
             if known := self._known_already(draft, number):
                 return Published(version=known, created=False)
         tries = 0
         while True:
             tries, newest = tries + 1, newest + 1
-            version = draft.model_copy(update={"version": newest})
-            data = manifest.encoded(version)
+            version = documents.changed(draft, version=newest)
+            data = documents.encoded(version)
             signature = self._vouchers.sign(data, version)
             if self._store.create(places.manifest(name, newest), data):
                 return Published(version=version, created=True)
@@ -421,7 +420,7 @@ class Catalogue:
             when=self._now(),
             why=why,
         )
-        key, data = places.alias(name, alias), manifest.encoded(move)
+        key, data = places.alias(name, alias), documents.encoded(move)
         moved = self._store.replace(key, data, etag=current[0].etag) if current else self._store.create(key, data)
         if not moved:
             return None
@@ -609,7 +608,7 @@ def _alias(text: str) -> str:
 
 def _is_name(text: str) -> bool:
     try:
-        _NAME.validate_python(text)
-    except ValidationError:
+        documents.convert(Name, text)
+    except Malformed:
         return False
     return True

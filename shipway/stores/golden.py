@@ -15,10 +15,10 @@ import resource
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
-
+from shipway import documents
+from shipway.documents import Document, Malformed
 from shipway.errors import GoldenFailed, ModelRefused, ToolFailed
 from shipway.proc import Run
 from shipway.stores.manifest import Signature
@@ -34,18 +34,18 @@ _HOW = (
 )
 
 
-_Document = TypeVar("_Document", bound=BaseModel)
+_Document = TypeVar("_Document", bound=Document)
 
 
-class _Told(BaseModel):
+class _Told(Document, frozen=True, kw_only=True):
     """What the child says on stdout."""
 
     refused: str = ""
-    failed: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    failed: tuple[str, ...] = ()
     signature: Signature | None = None
 
 
-class Answer(BaseModel):
+class Answer(Document, frozen=True, kw_only=True):
     """How two models differ in one output for one golden case.
 
     `largest` and `mean` are of the absolute differences; `None` where there is no such number,
@@ -61,11 +61,11 @@ class Answer(BaseModel):
     problem: str = ""
 
 
-class _Compared(BaseModel):
+class _Compared(Document, frozen=True, kw_only=True):
     """What the child says on stdout of two models."""
 
     refused: str = ""
-    answers: Annotated[tuple[Answer, ...], Field(strict=False)] = ()
+    answers: tuple[Answer, ...] = ()
 
 
 def ask(folder: Path, *, run: Run, required: bool = True) -> Signature:
@@ -102,10 +102,10 @@ def _told(kind: type[_Document], folders: Sequence[Path], run: Run) -> _Document
             env={"PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"},
             timeout_s=_DEADLINE_S,
         ).check()
-        return kind.model_validate_json(done.stdout)
+        return documents.parse(kind, done.stdout)
     except ToolFailed as error:
         raise ModelRefused(f"{named}: onnxruntime did not survive it ({error.message})", tail=error.tail) from error
-    except ValidationError as error:
+    except Malformed as error:
         raise ModelRefused(f"{named}: the process that opened it talked nonsense") from error
 
 

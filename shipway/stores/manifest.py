@@ -7,17 +7,17 @@ Knows nothing of where it is kept. What passed `parse` is safe to put into paths
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
-
-from shipway import tarball
+from shipway import documents, tarball
 from shipway.artifacts import Descriptor, Digest, Model, ModelFile
 from shipway.config import Name
+from shipway.documents import Document, Malformed, Meta
 from shipway.errors import ModelCorrupt, ModelRefused
 
 LAYER_MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
@@ -40,82 +40,83 @@ def check_path(path: str) -> str:
     return path
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
+Bytes = Annotated[int, Meta(ge=0)]
+Number = Annotated[int, Meta(ge=1)]
 
 
-Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Bytes = Annotated[int, Field(ge=0)]
-Number = Annotated[int, Field(ge=1)]
-
-
-class File(_Part):
+class File(Document, frozen=True, kw_only=True):
     """One file of a version."""
 
-    path: Annotated[str, AfterValidator(check_path)]
-    digest: Sha256
+    path: str
+    digest: Digest
     size_bytes: Bytes
 
+    def __post_init__(self) -> None:
+        """Refuse a path that could lead anywhere else."""
+        check_path(self.path)
 
-class Tensor(_Part):
+
+class Tensor(Document, frozen=True, kw_only=True):
     """An input or output of a model; `None` is a free dimension."""
 
     name: str
     type: str
-    shape: Annotated[tuple[int | None, ...], Field(strict=False)]
+    shape: tuple[int | None, ...]
 
 
-class Signature(_Part):
+class Signature(Document, frozen=True, kw_only=True):
     """What goes into a model, and what comes out."""
 
-    inputs: Annotated[tuple[Tensor, ...], Field(strict=False)]
-    outputs: Annotated[tuple[Tensor, ...], Field(strict=False)]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
-class Golden(_Part):
+class Golden(Document, frozen=True, kw_only=True):
     """The names of the golden cases."""
 
-    tensors: Annotated[tuple[str, ...], Field(strict=False)]
-    exchanges: Annotated[tuple[str, ...], Field(strict=False)]
+    tensors: tuple[str, ...]
+    exchanges: tuple[str, ...]
 
 
-class LayerSize(_Part):
+class LayerSize(Document, frozen=True, kw_only=True):
     """The image layer that the files make, known without having them."""
 
-    digest: Sha256
+    digest: Digest
     size_bytes: Bytes
 
 
-class ModelVersion(_Part):
+class ModelVersion(Document, frozen=True, kw_only=True):
     """One published version: everything but the bytes."""
 
     schema_version: Literal[1] = 1
     name: Name
     version: Number
-    digest: Sha256
-    files: Annotated[tuple[File, ...], Field(strict=False, min_length=1)]
-    inputs: Annotated[tuple[Tensor, ...], Field(strict=False)]
-    outputs: Annotated[tuple[Tensor, ...], Field(strict=False)]
+    digest: Digest
+    files: Annotated[tuple[File, ...], Meta(min_length=1)]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     preprocessing: Mapping[str, Any] | None
     golden: Golden
-    metrics: Mapping[str, FiniteFloat]
+    metrics: Mapping[str, float]
     card: str | None
     publisher: str
     commit: str | None
-    created: Annotated[datetime, Field(strict=False)]
+    created: datetime
     layer: LayerSize
 
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def __post_init__(self) -> None:
+        """Refuse what does not agree with itself."""
         paths = {file.path for file in self.files}
         folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
         if len(paths) != len(self.files) or paths & folders:
             message = "a path stands twice, or is a file and a folder"
             raise ValueError(message)
+        if not all(map(math.isfinite, self.metrics.values())):
+            message = "a metric is no finite number"
+            raise ValueError(message)
         if set_digest(self.model.files) != self.digest:
             message = "the set digest is not that of the files"
             raise ValueError(message)
-        return self
 
     @property
     def model(self) -> Model:
@@ -123,18 +124,16 @@ class ModelVersion(_Part):
         return Model(
             name=self.name,
             version=self.version,
-            digest=Digest(self.digest),
+            digest=self.digest,
             files=tuple(
-                ModelFile(path=file.path, digest=Digest(file.digest), size_bytes=file.size_bytes) for file in self.files
+                ModelFile(path=file.path, digest=file.digest, size_bytes=file.size_bytes) for file in self.files
             ),
-            layer=Descriptor(
-                media_type=LAYER_MEDIA_TYPE, digest=Digest(self.layer.digest), size_bytes=self.layer.size_bytes
-            ),
+            layer=Descriptor(media_type=LAYER_MEDIA_TYPE, digest=self.layer.digest, size_bytes=self.layer.size_bytes),
             metrics=self.metrics,
         )
 
 
-class Move(_Part):
+class Move(Document, frozen=True, kw_only=True):
     """One move of an alias: from what to what, by whom, when, why.
 
     `turn` counts the moves of one alias from 1; those of older releases have none.
@@ -145,24 +144,16 @@ class Move(_Part):
     previous: Number | None
     version: Number
     who: str
-    when: Annotated[datetime, Field(strict=False)]
+    when: datetime
     why: str
-
-
-def encoded(value: BaseModel) -> bytes:
-    """Return a value as the bytes that are stored: JSON for people too."""
-    return value.model_dump_json(indent=1).encode() + b"\n"
 
 
 def parse(data: bytes, *, name: str, version: int, where: str) -> ModelVersion:
     """Read a manifest; raises `ModelRefused` for a hostile one, `ModelCorrupt` for a damaged one."""
     try:
-        manifest = ModelVersion.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        broken = first["type"] == "json_invalid"
-        raise (ModelCorrupt if broken else ModelRefused)(f"{where}: {place or 'manifest'}: {first['msg']}") from error
+        manifest = documents.parse(ModelVersion, data)
+    except Malformed as error:
+        raise (ModelRefused if error.mistakes else ModelCorrupt)(f"{where}: manifest: {error}") from error
     if (manifest.name, manifest.version) != (name, version):
         raise ModelRefused(f"{where} says that it is version {manifest.version} of {manifest.name}")
     return manifest
@@ -171,9 +162,9 @@ def parse(data: bytes, *, name: str, version: int, where: str) -> ModelVersion:
 def parse_move(data: bytes, *, where: str) -> Move:
     """Read an alias or an entry of the log; raises `ModelCorrupt`."""
     try:
-        return Move.model_validate_json(data)
-    except ValidationError as error:
-        raise ModelCorrupt(f"{where} is damaged: {error.errors(include_url=False)[0]['msg']}") from error
+        return documents.parse(Move, data)
+    except Malformed as error:
+        raise ModelCorrupt(f"{where} is damaged: {error}") from error
 
 
 def set_digest(files: Iterable[ModelFile]) -> Digest:

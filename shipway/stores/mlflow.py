@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
-from shipway import proc
+from shipway import documents, proc
 from shipway.artifacts import Digest, Model, ModelFile
 from shipway.console import Tell
 from shipway.errors import ModelCorrupt, ModelError, ModelMissing, ModelRefused, NotConfigured, StoreRefused
@@ -243,8 +243,8 @@ class Mlflow:
         place = self._artifacts.place(self._registry.location(name, version))
         if not version.is_ours:
             adopted = self._adopter.manifest(self._registered(name, version, place))
-            self._files[name, Digest(adopted.digest).hex] = place
-            data = manifest.encoded(adopted)
+            self._files[name, adopted.digest.hex] = place
+            data = documents.encoded(adopted)
             return Stored(data=data, etag=Digest.of(data))
         digest = _digest(version.tags[MANIFEST], f"{self}/{name} {number}")
         stored = self._small(_beside(place, digest))
@@ -300,8 +300,8 @@ class Mlflow:
         is wanted, and one that nobody wants is given back. Until its tag names a manifest, no
         reader here takes the version as whole; its files are, for mlflow itself too.
         """
-        version = ModelVersion.model_validate_json(data)
-        digest = Digest(version.digest).hex
+        version = documents.parse(ModelVersion, data)
+        digest = version.digest.hex
         run = self._registry.run(name, digest)
         if run is None:
             raise ModelMissing(f"{self} has no files of {name} {version.digest}")
@@ -447,7 +447,7 @@ def _beside(place: str, digest: Digest) -> str:
 
 
 def _stored_move(move: Move) -> Stored:
-    data = manifest.encoded(move)
+    data = documents.encoded(move)
     return Stored(data=data, etag=Digest.of(data))
 
 

@@ -17,14 +17,12 @@ import secrets
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from shipway import proc
+from shipway import documents, proc
 from shipway.artifacts import Digest
+from shipway.documents import Document, Malformed
 from shipway.errors import ModelCorrupt, ModelError, ModelInUse
-from shipway.stores import manifest
 from shipway.stores.objects import Store
 
 Folder = Literal["pending", "sweeps"]
@@ -33,18 +31,16 @@ _SILENT: Mapping[Folder, timedelta] = {"pending": timedelta(days=2), "sweeps": 2
 _TRIES, _PAUSE_S = 60, 1.0
 
 
-class Notice(BaseModel):
+class Notice(Document, frozen=True, kw_only=True):
     """What a process is about to need (`pending`) or to delete (`sweeps`); files by their digests."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
 
     who: str
     host: str
     pid: int
     process: str | None
-    when: Annotated[datetime, Field(strict=False)]
-    files: Annotated[frozenset[str], Field(strict=False)] = frozenset()
-    versions: Annotated[frozenset[int], Field(strict=False)] = frozenset()
+    when: datetime
+    files: frozenset[str] = frozenset()
+    versions: frozenset[int] = frozenset()
 
     def meets(self, other: Notice) -> bool:
         """Whether both name a file or a version."""
@@ -82,7 +78,7 @@ def written_by(who: str, now: datetime, *, files: Collection[Digest] = (), versi
 def posted(store: Store, name: str, folder: Folder, notice: Notice) -> Iterator[str]:
     """Let a notice stand for the body; give its key."""
     key = f"{name}/{folder}/{secrets.token_hex(8)}.json"
-    store.create(key, manifest.encoded(notice))
+    store.create(key, documents.encoded(notice))
     try:
         yield key
     finally:
@@ -118,8 +114,8 @@ def announced(
 
 def _parsed(data: bytes, where: str) -> Notice:
     try:
-        return Notice.model_validate_json(data)
-    except ValidationError as error:
+        return documents.parse(Notice, data)
+    except Malformed as error:
         raise ModelCorrupt(
             f"{where} does not say who needs or deletes what", advice="delete it once nobody is at work there"
         ) from error

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from shipway import documents
 from shipway.artifacts import Digest
 from shipway.config import ModelSettings
+from shipway.documents import Document, Malformed
 from shipway.errors import ConfigError
 from shipway.stores.manifest import ModelVersion
 
@@ -150,17 +150,13 @@ def keygen(path: Path) -> PublicKey:
 # -- signing and checking ------------------------------------------------------------------
 
 
-class _Signature(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Signature(Document, frozen=True, kw_only=True):
     keyid: str = ""
     sig: str
 
 
-class _Envelope(BaseModel):
+class _Envelope(Document, frozen=True, kw_only=True):
     """https://github.com/secure-systems-lab/dsse/blob/master/envelope.md."""
-
-    model_config = ConfigDict(strict=True)
 
     payloadType: str  # noqa: N815 - DSSE's name
     payload: str
@@ -172,16 +168,16 @@ def signed(data: bytes, version: ModelVersion, signer: Signer) -> bytes:
     payload = json.dumps(_statement(data, version), sort_keys=True, separators=(",", ":")).encode()
     signature = _Signature(keyid=signer.public.id, sig=_base64(signer.sign(_to_sign(_PAYLOAD, payload))))
     envelope = _Envelope(payloadType=_PAYLOAD, payload=_base64(payload), signatures=[signature])
-    return envelope.model_dump_json(indent=1).encode() + b"\n"
+    return documents.encoded(envelope)
 
 
 def check(envelope: bytes, data: bytes, version: ModelVersion, key: PublicKey) -> None:
     """Raise `ValueError` unless `key` signed a statement about this very manifest."""
     try:
-        read = _Envelope.model_validate_json(envelope)
+        read = documents.parse(_Envelope, envelope)
         payload = base64.b64decode(read.payload, validate=True)
         signatures = [base64.b64decode(each.sig, validate=True) for each in read.signatures]
-    except (ValidationError, binascii.Error) as error:
+    except (Malformed, binascii.Error) as error:
         message = "is damaged"
         raise ValueError(message) from error
     if not any(_is_by(key, signature, _to_sign(read.payloadType, payload)) for signature in signatures):

@@ -140,7 +140,7 @@ def _judge(seen: _Seen, rule: Rule, now: datetime) -> _Verdict:
         else:
             going[number] = "no alias names it, nothing released it, and it is old"
     versions = [seen.manifests[number][1] for number in staying]
-    needed = {file.digest for version in versions if version for file in version.files}
+    needed: set[str] = {file.digest for version in versions if version for file in version.files}
     needed.update(*(notice.files for notice in alive))
     vouched = {(number, signed.hex) for number, (signed, _) in seen.manifests.items() if number in staying}
     return _Verdict(

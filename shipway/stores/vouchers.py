@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 
+from shipway import documents
 from shipway.artifacts import Digest
 from shipway.errors import ModelUntrusted
 from shipway.stores import places, signing
@@ -57,8 +58,8 @@ class Vouchers:
         signer = self._keys.signer
         if signer is None or self._holds(data, known, signer.public):
             return
-        pairs = zip(known, measured, strict=True)
-        differs = [name for (name, one), (_, other) in pairs if name not in _CLAIMED and one != other]
+        told = [name for name in documents.fields(ModelVersion) if name not in _CLAIMED]
+        differs = [name for name in told if getattr(known, name) != getattr(measured, name)]
         if not differs:
             self.sign(data, known)
         elif not self._is_vouched_for(data, known):

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from shipway import documents
 from shipway.config import ServiceSettings
 from shipway.errors import RolloutError
 
@@ -36,8 +35,8 @@ class Start:
 def service(config: bytes) -> ServiceSettings:
     """Read from an image's configuration how its service is asked and how long it may take."""
     try:
-        return ServiceSettings.model_validate_json(json.loads(config)["config"]["Labels"][LABEL])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        return documents.parse(ServiceSettings, json.loads(config)["config"]["Labels"][LABEL])
+    except (ValueError, KeyError, TypeError) as error:
         raise RolloutError(f"the image has no readable label {LABEL}, so nobody knows how to start it") from error
 
 

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from pydantic import TypeAdapter
-
+from shipway import documents
 from shipway.ledger import Holder, Seen
 from shipway.targets.kubectl import Kubectl, Object
 from shipway.targets.manifests import OURS
@@ -42,7 +41,7 @@ class LeaseSlot:
             return Seen(holder=None, etag=None)
         try:
             said = found["metadata"]["annotations"][HOLDER]
-            holder = TypeAdapter(Holder).validate_json(said)
+            holder = documents.parse(Holder, said)
         except (KeyError, ValueError):
             holder = None
         return Seen(holder=holder, etag=str(found["metadata"]["resourceVersion"]))

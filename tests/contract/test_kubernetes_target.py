@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shipway import documents
 from shipway.artifacts import Digest, Image, ModelRef, Version
 from shipway.config import RolloutSettings, ServiceSettings
 from shipway.console import Console
@@ -55,7 +56,7 @@ def overlay(**labels: str) -> list[dict[str, Any]]:
 
 
 def version(build: str) -> tuple[Version, Image]:
-    config = json.dumps({"config": {"Labels": {"dev.shipway.service": SERVICE.model_dump_json()}}}).encode()
+    config = json.dumps({"config": {"Labels": {"dev.shipway.service": documents.encoded(SERVICE).decode()}}}).encode()
     image = Image(build=build, manifest=json.dumps({"build": build}).encode(), config=config, layers=())
     return Version(digest=image.digest, build=build, commit="c" * 40, model=MODEL), image
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from shipway import documents
 from shipway.config import PushSettings
 from shipway.console import Console
 from shipway.oci.registry import Repository, open_repository
@@ -34,7 +35,7 @@ def opened(
             patch.setenv(variable, registry.environ[variable])
         images = open_repository(
             place,
-            settings=PushSettings.model_validate(pushed),
+            settings=documents.convert(PushSettings, pushed),
             root=Path(),
             environ={**os.environ, **registry.environ, **(environ or {})},
             proc=Proc(),

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelFile, Part, Snapshot, Version
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.errors import BaseRefused
@@ -106,8 +107,8 @@ def test_build_is_the_same_when_only_the_commit_differs() -> None:
         _image(model=2),
         _image(Base(os="linux", architecture="arm64")),
         _image(Base(os="linux", architecture="amd64", layers=(_layer("base", "b"),))),
-        _image(settings=SETTINGS.model_copy(update={"image": ImageSettings(environment={"A": "1"})})),
-        _image(settings=SETTINGS.model_copy(update={"service": ServiceSettings(command=("python", "x.py"))})),
+        _image(settings=documents.changed(SETTINGS, image=ImageSettings(environment={"A": "1"}))),
+        _image(settings=documents.changed(SETTINGS, service=ServiceSettings(command=("python", "x.py")))),
     ],
     ids=["app", "model", "platform", "base", "environment", "command"],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shipway import __version__
+from shipway import __version__, documents
 from shipway.artifacts import Digest
 from shipway.errors import ImageCorrupt
 from shipway.oci import evidence
@@ -82,7 +82,7 @@ def test_statement_says_who_when_from_what_and_which_suite_passed(images: Images
                     "dirty": False,
                     "model": {"name": "net", "version": 1},
                     "image": {
-                        **SETTINGS.image.model_dump(mode="json"),
+                        **documents.plain(SETTINGS.image),
                         "environment": ["COLOUR"],
                         "build_args": ["MIRROR"],
                     },

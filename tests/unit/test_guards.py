@@ -37,7 +37,7 @@ def copy(tmp_path: Path) -> Path:
         ("test_imports_point_one_way", "shipway/errors.py", "import shipway.proc"),
         ("test_a_push_imports_nothing_for_other_commands", "shipway/oci/upload.py", "from shipway.oci import prune"),
         ("test_a_push_imports_nothing_for_other_commands", "shipway/oci/__init__.py", "import packaging.markers"),
-        ("test_listing_the_tasks_imports_the_errors_alone", "shipway/errors.py", "import pydantic"),
+        ("test_listing_the_tasks_imports_the_errors_alone", "shipway/errors.py", "import msgspec"),
         ("test_stages_do_not_import_stages", "shipway/stages/push.py", "from shipway.stages import image"),
         ("test_shipway_knows_nothing_of_the_service", "shipway/site.py", "def look(): import app"),
         ("test_the_service_the_model_and_the_load_know_nothing_of_shipway", "app/settings.py", "import shipway.proc"),

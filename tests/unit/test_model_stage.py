@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shipway import documents
 from shipway.artifacts import Digest, Model, ModelFile, ModelRef
 from shipway.config import ModelSettings
 from shipway.console import Console
@@ -59,7 +60,7 @@ FITS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", FITS)
 def test_require_fit_passes_when_the_service_understands_the_model(case: str) -> None:
-    model.require_fit(version(**FITS[case]), model.Contract.model_validate(CONTRACT))
+    model.require_fit(version(**FITS[case]), documents.convert(model.Contract, CONTRACT))
 
 
 UNFIT: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -119,7 +120,7 @@ def test_require_fit_tells_every_difference(case: str) -> None:
     changes, told = UNFIT[case]
 
     with pytest.raises(ModelUnfit) as raised:
-        model.require_fit(version(**changes), model.Contract.model_validate(CONTRACT))
+        model.require_fit(version(**changes), documents.convert(model.Contract, CONTRACT))
 
     first, *lines = raised.value.message.splitlines()
     assert first == "the service does not understand lite 3:"
@@ -129,7 +130,7 @@ def test_require_fit_tells_every_difference(case: str) -> None:
 def _store(root: Path, published: ModelVersion) -> None:
     folder = root / "store/lite"
     (folder / "versions").mkdir(parents=True)
-    (folder / "versions/3.json").write_bytes(manifest.encoded(published))
+    (folder / "versions/3.json").write_bytes(documents.encoded(published))
     (folder / "blobs/sha256").mkdir(parents=True)
     (folder / "blobs/sha256" / Digest.of(b"1").hex).write_bytes(b"1")
 

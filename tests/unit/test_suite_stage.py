@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shipway import receipts
+from shipway import documents, receipts
 from shipway.artifacts import Snapshot, SuiteRun
 from shipway.config import Settings
 from shipway.console import Console
@@ -61,13 +61,14 @@ class ScriptedProc:
 
 def _run(root: Path, proc: ScriptedProc, **more: Any) -> SuiteRun:
     (root / "reqs.txt").write_text(more.pop("requirements", ""))
-    settings = Settings.model_validate(
+    settings = documents.convert(
+        Settings,
         {
             "project": {"name": "thing"},
             "model": {"name": "net", "store": "store"},
             "image": {"requirements": "reqs.txt"},
             "service": {"command": ["serve"]},
-        }
+        },
     )
     return stage.run(
         settings,

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from shipway import documents
 from shipway.console import Console
 from shipway.errors import ModelCorrupt, ModelError, ModelInUse, ModelMissing
-from shipway.stores import manifest, notices
+from shipway.stores import notices
 from shipway.stores.catalogue import Catalogue
 from shipway.stores.objects import Found, Store, Stored
 from shipway.stores.signing import Keys
@@ -161,7 +162,8 @@ def test_sweep_takes_signatures_along_and_those_of_nothing(tmp_path: Path) -> No
 
 def test_sweep_takes_the_files_that_a_killed_publisher_left(store: MemoryStore) -> None:
     store.objects[f"adds/blobs/sha256/{'a' * 64}"] = b"orphan"
-    store.objects["adds/pending/0.json"] = manifest.encoded(notices.Notice(**{**DEAD, "files": {"sha256:" + "a" * 64}}))
+    notice = notices.Notice(**{**DEAD, "files": {"sha256:" + "a" * 64}})
+    store.objects["adds/pending/0.json"] = documents.encoded(notice)
 
     sweep(store)
 
@@ -172,7 +174,7 @@ def test_sweep_takes_the_files_that_a_killed_publisher_left(store: MemoryStore) 
 def test_sweep_keeps_the_files_that_a_publisher_elsewhere_is_about_to_use(store: MemoryStore) -> None:
     store.objects[f"adds/blobs/sha256/{'a' * 64}"] = b"half of a model"
     notice = notices.Notice(**{**DEAD, "when": LATER - timedelta(hours=20), "files": {"sha256:" + "a" * 64}})
-    store.objects["adds/pending/0.json"] = manifest.encoded(notice)
+    store.objects["adds/pending/0.json"] = documents.encoded(notice)
 
     sweep(store)
 
@@ -204,7 +206,7 @@ def test_sweep_takes_nothing_while_it_cannot_tell_what_is_needed(key: str, store
 
 def test_sweep_says_who_else_is_at_it(store: MemoryStore) -> None:
     other = notices.Notice(**{**DEAD, "when": LATER, "versions": {1}})
-    store.objects["adds/sweeps/0.json"] = manifest.encoded(other)
+    store.objects["adds/sweeps/0.json"] = documents.encoded(other)
     before = dict(store.objects)
 
     with pytest.raises(ModelInUse, match="is being cleaned up already, by ada on elsewhere"):
@@ -214,7 +216,7 @@ def test_sweep_says_who_else_is_at_it(store: MemoryStore) -> None:
 
 
 def test_sweep_goes_on_from_one_that_died(store: MemoryStore) -> None:
-    store.objects["adds/sweeps/0.json"] = manifest.encoded(notices.Notice(**{**DEAD, "versions": {1, 3}}))
+    store.objects["adds/sweeps/0.json"] = documents.encoded(notices.Notice(**{**DEAD, "versions": {1, 3}}))
 
     sweep(store)
 
@@ -233,8 +235,8 @@ def test_a_notice_from_elsewhere_is_dead_after_a_while(folder: notices.Folder, h
 def test_a_notice_is_alive_when_another_machine_of_the_same_name_wrote_it() -> None:
     ours = notices.written_by("ada", NOON)
     boot, _, rest = (ours.process or "").partition("/")
-    theirs = ours.model_copy(update={"pid": 1 << 22, "process": f"{boot[:-1]}x/{rest}"})
-    gone = ours.model_copy(update={"pid": 1 << 22})
+    theirs = documents.changed(ours, pid=1 << 22, process=f"{boot[:-1]}x/{rest}")
+    gone = documents.changed(ours, pid=1 << 22)
 
     assert [each.is_dead("pending", NOON) for each in (ours, theirs, gone)] == [False, False, True]
 
@@ -273,7 +275,7 @@ def test_promote_waits_for_a_sweep_that_takes_what_it_needs(store: MemoryStore) 
         if len(waits) == 3:
             del store.objects["adds/sweeps/0.json"]
 
-    store.objects["adds/sweeps/0.json"] = manifest.encoded(other)
+    store.objects["adds/sweeps/0.json"] = documents.encoded(other)
     patient = Catalogue(store, run=Child(), now=lambda: LATER, pause=pause)
 
     patient.promote("adds", 3, "staging", who="ada", why="")
@@ -283,7 +285,7 @@ def test_promote_waits_for_a_sweep_that_takes_what_it_needs(store: MemoryStore) 
 
 
 def test_promote_says_who_deletes_what_it_needs_when_that_does_not_end(store: MemoryStore) -> None:
-    store.objects["adds/sweeps/0.json"] = manifest.encoded(notices.Notice(**{**DEAD, "when": LATER, "versions": {3}}))
+    store.objects["adds/sweeps/0.json"] = documents.encoded(notices.Notice(**{**DEAD, "when": LATER, "versions": {3}}))
 
     with pytest.raises(ModelInUse, match="is being deleted by ada on elsewhere"):
         catalogue(store).promote("adds", 3, "staging", who="ada", why="")
@@ -476,7 +478,7 @@ def test_sweep_is_finished_by_the_next_when_it_is_killed_at_any_write(before: Ca
         require_whole(store)
         for key in [key for key in store.objects if key.startswith("adds/sweeps/")]:  # its process lives: it is ours
             change = {**json.loads(store.objects[key]), "when": NOON}
-            store.objects[key] = manifest.encoded(notices.Notice(**change))
+            store.objects[key] = documents.encoded(notices.Notice(**change))
 
         sweep(store)
 
