@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from msgspec import Struct
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -56,16 +57,14 @@ def short_commit(commit: str) -> str:
     return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class Commit(Struct, frozen=True, kw_only=True):
     """A commit, and its time in seconds since 1970."""
 
     id: str
     time_s: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True, kw_only=True):
     """What git holds of the checkout: the commit, and the tree that is released.
 
     `tree` is the commit's own tree, or, when `dirty`, that of the tracked files as they
@@ -83,8 +82,7 @@ class Snapshot:
         return short_commit(self.commit + ("-dirty" if self.dirty else ""))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteRun:
+class SuiteRun(Struct, frozen=True, kw_only=True):
     """A test suite that passed on one tree."""
 
     commit: str
@@ -94,8 +92,7 @@ class SuiteRun:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Descriptor:
+class Descriptor(Struct, frozen=True, kw_only=True):
     """Content by digest, as an OCI manifest names it."""
 
     media_type: str
@@ -103,8 +100,7 @@ class Descriptor:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFile:
+class ModelFile(Struct, frozen=True, kw_only=True):
     """One file of a model version; `path` is relative and POSIX."""
 
     path: str
@@ -112,8 +108,7 @@ class ModelFile:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Model(Struct, frozen=True, kw_only=True):
     """One published version, resolved once and pinned for the whole release.
 
     `digest` is the set digest: SHA-256 over the sorted `<sha256>  <path>` lines of `files`.
@@ -126,7 +121,7 @@ class Model:
     digest: Digest
     files: tuple[ModelFile, ...]
     layer: Descriptor
-    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    metrics: Mapping[str, float] = {}
 
     @property
     def size_bytes(self) -> int:
@@ -134,8 +129,7 @@ class Model:
         return sum(file.size_bytes for file in self.files)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRef:
+class ModelRef(Struct, frozen=True, kw_only=True):
     """Which model an image holds, as its labels say."""
 
     name: str
@@ -148,8 +142,7 @@ class ModelRef:
         return f"srv/models/{self.digest.hex}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
+class Layer(Struct, frozen=True, kw_only=True):
     """One layer of an image: which part it belongs to, and what is in it."""
 
     part: Part
@@ -158,8 +151,7 @@ class Layer:
     diff_id: Digest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class Image(Struct, frozen=True, kw_only=True):
     """A composed image: everything but the layers' bytes.
 
     `manifest` and `config` are the exact bytes that are stored; `build` is the build id,
@@ -181,8 +173,7 @@ class Image:
         return sum(layer.descriptor.size_bytes for layer in self.layers if layer.part == part)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRef:
+class ImageRef(Struct, frozen=True, kw_only=True):
     """An image that exists: where, and its digest. `str()` is `repository@sha256:…`."""
 
     repository: str
@@ -192,8 +183,7 @@ class ImageRef:
         return f"{self.repository}@{self.digest}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class Version(Struct, frozen=True, kw_only=True):
     """What a target runs, or ran: an image and what its labels say about it. `str()` is for people."""
 
     digest: Digest
@@ -216,8 +206,7 @@ class Version:
         return f"build {self.build[:12]} ({short_commit(self.commit)}, {self.model.name} {self.model.version})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
+class Rollout(Struct, frozen=True, kw_only=True):
     """A version that is live in an environment, and what was live before it."""
 
     environment: str
@@ -226,8 +215,7 @@ class Rollout:
     url: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadReport:
+class LoadReport(Struct, frozen=True, kw_only=True):
     """What a load check measured, warm-up excluded, and what the gate said of it.
 
     Latencies are milliseconds over all requests, `rate` is requests per second.

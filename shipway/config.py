@@ -6,14 +6,14 @@ mistake is told at once, with its key path and the nearest valid key. Each value
 where it came from. `docs/settings.md` is generated from this module.
 """
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway import documents
 from shipway.documents import Form, Malformed, Meta, Mistake
@@ -309,8 +309,7 @@ class Settings(Form, frozen=True, kw_only=True):
     loadcheck: LoadCheckSettings = LoadCheckSettings()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class Loaded(Struct, frozen=True, kw_only=True):
     """One environment's settings, and where each value came from (by key path)."""
 
     environment: str
@@ -324,10 +323,10 @@ class Loaded:
                 path = f"{table}.{key}"
                 yield path, value, self.sources.get(path, "default")
 
-    def with_store(self, store: str) -> Loaded:
+    def with_store(self, store: str) -> Self:
         """Return the same settings with another model store."""
-        model = documents.changed(self.settings.model, store=store)
-        return replace(self, settings=documents.changed(self.settings, model=model))
+        model = replace(self.settings.model, store=store)
+        return replace(self, settings=replace(self.settings, model=model))
 
 
 def load(
@@ -400,16 +399,15 @@ def _default_environment(document: Mapping[str, Any]) -> str:
 
 def _from_variables(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, dict[str, Any]]:
     """Return what `SHIPWAY_<TABLE>_<KEY>` variables set: text, or TOML where it is quoted, a list or a table."""
-    known = {f"{PREFIX}{path.replace('.', '_').upper()}": path for path in _paths()}
+    ours = [variable for variable in environ if variable.startswith(PREFIX) and variable not in RESERVED]
+    known = {f"{PREFIX}{path.replace('.', '_').upper()}": path for path in _paths()} if ours else {}
     tables: dict[str, dict[str, Any]] = {}
-    for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable in RESERVED:
-            continue
+    for variable in ours:
         if variable not in known:
             mistakes.append(f"{variable}: no such variable{_nearest(variable, known)}")
             continue
         table, _, key = known[variable].partition(".")
-        tables.setdefault(table, {})[key] = _toml_value(text)
+        tables.setdefault(table, {})[key] = _toml_value(environ[variable])
     return tables
 
 
@@ -438,7 +436,7 @@ def _overlay(merged: dict[str, Any], sources: dict[str, str], tables: Mapping[st
 def _paths() -> list[str]:
     """Return every key path that exists, such as `rollout.port`."""
     return [
-        f"{table}.{key}" for table, field in documents.fields(Settings).items() for key in documents.fields(field.type)
+        f"{table}.{key}" for table, field in documents.fields(Settings).items() for key in documents.keys(field.type)
     ]
 
 
@@ -450,14 +448,14 @@ def _unknown_keys(tables: Mapping[str, Any], prefix: str) -> Iterator[str]:
             yield f"{prefix}{table}: no such table{_nearest(table, known)}"
         elif isinstance(values, dict):
             for key in values:
-                if key not in documents.fields(known[table].type):
+                if key not in documents.keys(known[table].type):
                     yield f"{prefix}{table}.{key}: no such key{_nearest(f'{table}.{key}', _paths())}"
 
 
 def _told(mistake: Mistake, sources: Mapping[str, str]) -> str:
     path = mistake.path
     if mistake.is_unknown and "." not in path:
-        return f"{path}: no such table{_nearest(path, documents.fields(Settings))}"
+        return f"{path}: no such table{_nearest(path, documents.keys(Settings))}"
     if mistake.is_unknown:
         return f"{mistake}{_nearest(path, _paths())}"
     if mistake.is_missing:

@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
+
+from msgspec import Struct
 
 _PLAIN_EVERY_S = 5.0
 _NOBODY_READS = frozenset(
@@ -149,8 +150,7 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-@dataclass(slots=True, kw_only=True)
-class _Moving:
+class _Moving(Struct, kw_only=True):
     label: str
     total_bytes: int
     done_bytes: int = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from shipway.console import size
 from shipway.errors import Interrupted, NotConfigured, NotReady, ShipwayError
@@ -16,8 +17,7 @@ from shipway.turn import served
 _ENOUGH_BYTES = 2_000_000_000  # two versions of the sample service, unpacked, and their layers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(Struct, frozen=True, kw_only=True):
     """One thing that was looked at: what it is, whether it is well, and what was seen."""
 
     what: str

@@ -1,8 +1,8 @@
 """Documents: what was read, as the value that it should be, or everything that is wrong with it.
 
-Owns the library that checks, msgspec: a `Document` has its form in its annotations (PEP 593),
-and only what is read is held against it, not what code of ours puts together. Nobody else
-turns JSON or TOML into values of a type. Fails with `Malformed`.
+A `Document` has its form in its annotations (PEP 593), and only what is read is held against
+it, not what code of ours puts together. Owns the words for what is wrong, which the library
+that checks, msgspec, has not for everybody. Fails with `Malformed`.
 https://jcristharif.com/msgspec/constraints.html
 """
 
@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType, field
-
-from shipway.artifacts import Digest
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 __all__ = [
     "UNSET",  # a field that was not there, where that is not the same as `null`
@@ -26,12 +23,12 @@ __all__ = [
     "Meta",  # limits and description of a field, in its annotation
     "Mistake",
     "UnsetType",
-    "changed",
     "convert",
     "encoded",
     "field",  # a field that has another name in JSON
     "fields",
     "is_document",
+    "keys",
     "parse",
     "plain",
 ]
@@ -52,8 +49,7 @@ class Form(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A document that people write, so that a key it does not know is a mistake."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mistake:
+class Mistake(Struct, frozen=True, kw_only=True):
     """What is wrong at `path`, such as `rollout.port`; the whole is the empty path."""
 
     path: str
@@ -108,14 +104,13 @@ def encoded(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=_unmade), indent=1) + b"\n"
 
 
-def changed(document: _T, **changes: object) -> _T:
-    """Return the same document with other values of some fields."""
-    made: _T = msgspec.structs.replace(document, **changes)  # type: ignore[type-var]
-    return made
+def keys(kind: type[Document]) -> tuple[str, ...]:
+    """Return the keys that a kind of document may have."""
+    return kind.__struct_encode_fields__
 
 
 def fields(kind: type[Document]) -> Mapping[str, msgspec.structs.FieldInfo]:
-    """Return what a kind of document may hold, by the names that JSON has."""
+    """Return what a kind of document may hold, by its key; slower than `keys`."""
     return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
@@ -125,15 +120,15 @@ def is_document(kind: object) -> bool:
 
 
 def _made(kind: type[Any], value: Any) -> Any:
-    """Make what msgspec does not know."""
-    if kind is not Digest:
+    """Make what msgspec does not know: texts of a type of their own, such as `Digest`."""
+    if not issubclass(kind, str):
         raise NotImplementedError(kind)
-    return Digest(str(value))
+    return kind(str(value))
 
 
 def _unmade(value: Any) -> str:
     """Give back what `_made` made."""
-    if not isinstance(value, Digest):
+    if not isinstance(value, str):
         raise NotImplementedError(type(value))
     return str(value)
 

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
+
+from msgspec import Struct
 
 from shipway.errors import LoginMissing
 
@@ -45,8 +46,7 @@ class TokenSource(Protocol):
         """Return an object whose `token` is the token, and `expires_on` its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(Struct, frozen=True, kw_only=True):
     """One credential; `make` gives the object that is asked, by the class's name."""
 
     name: str

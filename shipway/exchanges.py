@@ -12,11 +12,12 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from shipway import documents
 from shipway.documents import UNSET, Form, Malformed, Meta, UnsetType, field
@@ -26,8 +27,7 @@ FOLDER = "golden/exchanges"
 _ANSWER_BYTES = 16 * 2**20  # more than any golden answer; a broken service may send without end
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
+class Exchange(Struct, frozen=True, kw_only=True):
     """One request and what must come back.
 
     `expected` is None where only the status matters, else a tuple holding the JSON document

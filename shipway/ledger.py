@@ -18,10 +18,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway import documents, proc
 from shipway.console import Tell
@@ -68,8 +70,7 @@ def _whole(path: Path, text: str) -> Iterator[Path]:
 # -- the lock ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class Holder(Struct, frozen=True, kw_only=True):
     """Who holds a lock. Times are seconds since 1970; `fence` only ever grows."""
 
     owner: str
@@ -86,8 +87,7 @@ class Holder:
         return f"{self.owner} on {self.host} (process {self.pid}), since {since}: {self.what}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Seen(Struct, frozen=True, kw_only=True):
     """A lock as it was read. `etag` is another after each change, and `None` where nothing was ever written."""
 
     holder: Holder | None
@@ -243,7 +243,7 @@ class FileSlot:
     def write(self, holder: Holder, seen: Seen) -> bool:
         """See `Slot.write`."""
         number = int(seen.etag or 0) + 1
-        if not self._changes.create(number, json.dumps(asdict(holder), indent=1) + "\n"):
+        if not self._changes.create(number, json.dumps(documents.plain(holder), indent=1) + "\n"):
             return False
         there = self._changes.all()
         last = max(there)
@@ -263,8 +263,7 @@ class FileSlot:
 # -- the records ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(Struct, frozen=True, kw_only=True):
     """One attempt. Times are seconds since 1970; `outcome` is `None` while it runs.
 
     `facts` are the caller's: `digest`, `build`, `commit`, `model`, `previous`, figures.
@@ -279,7 +278,7 @@ class Record:
     began: float
     seconds: float | None = None
     outcome: Outcome | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = {}
 
 
 class Records(Protocol):
@@ -410,7 +409,7 @@ class FileRecords:
 
 
 def _text(record: Record) -> str:
-    return json.dumps(asdict(record), indent=1) + "\n"
+    return json.dumps(documents.plain(record), indent=1) + "\n"
 
 
 def _parsed(number: int, data: bytes) -> Record | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway import exchanges
 from shipway.artifacts import ImageRef, LoadReport
@@ -28,8 +30,7 @@ from shipway.targets.generators import Wanted, fresh_name
 _WORKERS = 4  # generators in the cluster, where nothing is said
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Aim:
+class Aim(Struct, frozen=True, kw_only=True):
     """Where the load goes; `model` is the folder with the golden exchanges that are asked there."""
 
     url: str

@@ -14,11 +14,12 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import IO, Protocol
+
+from msgspec import Struct
 
 from shipway.errors import Interrupted, ToolFailed, ToolMissing
 
@@ -26,8 +27,7 @@ _GRACE_S = 5.0
 _TAIL_LINES = 40
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
+class Completed(Struct, frozen=True, kw_only=True):
     """A process that ended: its exit code (negative for a signal), stdout, and last lines of stderr."""
 
     argv: tuple[str, ...]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
+
+from msgspec import Struct
 
 from shipway import documents
 from shipway.artifacts import Image, ImageRef, LoadReport, Model, Part, Rollout, SuiteRun, Version, short_commit
@@ -31,8 +32,7 @@ if TYPE_CHECKING:  # every command has results, and each only some of these
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
+class Built(Struct, frozen=True, kw_only=True):
     """An image that is stored, and what it was made of."""
 
     suite: SuiteRun
@@ -59,8 +59,7 @@ class Built:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployed:
+class Deployed(Struct, frozen=True, kw_only=True):
     """How a deploy that did not fail came out."""
 
     rollout: Rollout
@@ -82,15 +81,14 @@ class Deployed:
             "outcome": self.record.outcome,
             "environment": self.rollout.environment,
             "url": self.rollout.url,
-            "current": asdict(self.rollout.current),
-            "previous": asdict(self.rollout.previous) if self.rollout.previous else None,
+            "current": documents.plain(self.rollout.current),
+            "previous": documents.plain(self.rollout.previous) if self.rollout.previous else None,
             "seconds": self.record.seconds,
             "load": self.record.facts.get("load"),
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(Struct, frozen=True, kw_only=True):
     """What serves in an environment."""
 
     environment: str
@@ -120,14 +118,13 @@ class Status:
             "digest": live.version.digest if live else None,
             "build": live.version.build if live else None,
             "commit": live.version.commit if live else None,
-            "model": asdict(live.version.model) if live else None,
+            "model": documents.plain(live.version.model) if live else None,
             "since": _moment(live.since) if live else None,
             "healthy": bool(live and live.healthy),
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Struct, frozen=True, kw_only=True):
     """What a release would do now.
 
     `is_down` says that this version should serve, and does not, or not alone; `is_other` that it
@@ -163,10 +160,10 @@ class Plan:
         return {
             "environment": self.environment,
             "tested": self.tested,
-            "version": asdict(self.version),
+            "version": documents.plain(self.version),
             "bytes": {**self.moves, "total": sum(self.moves.values())},
             "serves": self.serves,
-            "way_back": asdict(self.way_back) if self.way_back else None,
+            "way_back": documents.plain(self.way_back) if self.way_back else None,
             "refused": self.refusal,
             "downgrade": self.downgrade,
         }
@@ -186,8 +183,7 @@ class Plan:
         return f"would replace {self.way_back}" if self.way_back else "would serve where nothing does"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unbuilt:
+class Unbuilt(Struct, frozen=True, kw_only=True):
     """All that can be planned before Docker has built what the image stands on."""
 
     environment: str
@@ -215,8 +211,7 @@ class Unbuilt:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class Shown(Struct, frozen=True, kw_only=True):
     """All that is known of an image. `bill` and `statement` are what is attached to it, unsigned."""
 
     repository: str
@@ -250,7 +245,7 @@ class Shown:
         command, user = compose.start(self.image)
         return {
             "image": f"{self.repository}@{self.image.digest}",
-            **asdict(compose.version(self.image)),
+            **documents.plain(compose.version(self.image)),
             "created": compose.created(self.image),
             "base": compose.base(self.image),
             "made_for": compose.target(self.image),
@@ -266,7 +261,7 @@ class Shown:
                 }
                 for layer in self.image.layers
             ],
-            "pushed": asdict(self.pushed) if self.pushed else None,
+            "pushed": documents.plain(self.pushed) if self.pushed else None,
             "signed": False,
             "sbom": self.bill,
             "provenance": self.statement,
@@ -284,8 +279,7 @@ class Shown:
         return f"unsigned: pushed {self.pushed.finished} by {self.pushed.who} ({self.pushed.builder}); {tests}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cleared:
+class Cleared(Struct, frozen=True, kw_only=True):
     """What of a repository's images went, or would go. `collected` says that the bytes are free at once."""
 
     repository: str
@@ -334,7 +328,7 @@ def _stored_facts(each: Stored) -> dict[str, Any]:
         "names": sorted(each.names),
         "why": each.why,
         "pushed": _moment(each.pushed_s) if each.pushed_s is not None else None,
-        "version": asdict(compose.version(each.image)) if each.image else None,
+        "version": documents.plain(compose.version(each.image)) if each.image else None,
     }
 
 

@@ -12,16 +12,16 @@ import io
 import itertools
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from msgspec import Struct
 
 MTIME_S = 315_532_800  # 1980-01-01, the earliest time that zip files can hold
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(Struct, frozen=True, kw_only=True):
     """One file (or, with `link`, one symbolic link) at a relative POSIX path.
 
     `read` gives exactly `size_bytes` bytes, in pieces.

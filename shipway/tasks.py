@@ -14,7 +14,6 @@ import gc
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +127,10 @@ def _refusals_as_errors() -> Iterator[None]:
 @command
 def test(_c: Context, env: str = "", json: bool = False) -> None:
     """Run the test suite with the image's own locked dependencies."""
-    from shipway import flow
+    from shipway import documents, flow
 
     suite = flow.test(_site(env), again=True)
-    _print(f"{suite.passed} passed", asdict(suite), as_json=json)
+    _print(f"{suite.passed} passed", documents.plain(suite), as_json=json)
 
 
 @command
@@ -276,12 +275,12 @@ def status(_c: Context, env: str = "", json: bool = False) -> None:
 @command
 def history(_c: Context, env: str = "", json: bool = False) -> None:
     """List every attempt to change what is serving, newest first."""
-    from shipway import flow, results
+    from shipway import documents, flow, results
 
     records = flow.history(_site(env))
     _print(
         "\n".join(map(results.record_line, records)) or "nothing was tried here yet",
-        [asdict(record) for record in records],
+        [documents.plain(record) for record in records],
         as_json=json,
     )
 
@@ -328,10 +327,10 @@ def plan(_c: Context, env: str = "", model: str = "", json: bool = False) -> Non
 @command
 def doctor(_c: Context, env: str = "", json: bool = False) -> None:
     """Look at everything that a release needs, before one is under way."""
-    from shipway import doctor
+    from shipway import doctor, documents
 
     findings = doctor.examine(_site(env))
-    _print("\n".join(map(str, findings)), [asdict(finding) for finding in findings], as_json=json)
+    _print("\n".join(map(str, findings)), [documents.plain(finding) for finding in findings], as_json=json)
     doctor.require_all_well(findings)
 
 
@@ -347,13 +346,13 @@ def config(_c: Context, env: str = "", json: bool = False) -> None:
 @command
 def stop(_c: Context, env: str = "", wait: bool = False, json: bool = False) -> None:
     """Stop what is serving on this machine; its requests are finished first."""
-    from shipway import flow
+    from shipway import documents, flow
 
     site = _site(env)
     stopped = flow.stop(site, wait=wait)
     _print(
         f"stopped: {stopped}" if stopped else f"nothing served in {site.environment}",
-        {"environment": site.environment, "stopped": asdict(stopped) if stopped else None},
+        {"environment": site.environment, "stopped": documents.plain(stopped) if stopped else None},
         as_json=json,
     )
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 
-from shipway import proc
+from msgspec import Struct
+
+from shipway import documents, proc
 from shipway.artifacts import Version
 from shipway.console import Tell
 from shipway.errors import (
@@ -36,8 +37,7 @@ _ITS_FAULT = (CandidateFailed, WrongBuild, GoldenAnswersWrong, LoadCheckFailed, 
 _SAYS_NOT_WHY = (GoldenAnswersWrong, LoadCheckFailed, LoadCheckInconclusive)
 
 
-@dataclass(slots=True, kw_only=True)
-class Turn:
+class Turn(Struct, kw_only=True):
     """What the holder of the lock works with. `previous` is what served when the turn began.
 
     `failure` is what ended the changes early, and `undone` says that they were taken back.
@@ -50,8 +50,8 @@ class Turn:
     lock: Lock
     ledger: Ledger
     attempt: Attempt
-    failure: BaseException | None = field(default=None, init=False)
-    undone: bool = field(default=False, init=False)
+    failure: BaseException | None = None
+    undone: bool = False
 
     @property
     def held(self) -> Target:
@@ -153,9 +153,9 @@ def take(
         for dead in ledger.close_dead():
             tell.warn(f"attempt {dead.number} ({dead.kind} by {dead.who}) was killed; going on from what it left")
         previous = target.current()
-        facts = {"version": asdict(version), "digest": version.digest, "manner": target.manner}
+        facts = {"version": documents.plain(version), "digest": version.digest, "manner": target.manner}
         if previous:
-            facts["previous"] = asdict(previous.version)
+            facts["previous"] = documents.plain(previous.version)
         attempt = ledger.begin(kind, who=who, **facts)
         turn = Turn(
             kind=kind, version=version, previous=previous, target=target, lock=lock, ledger=ledger, attempt=attempt

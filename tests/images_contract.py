@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 
 import pytest
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor, Digest
 from shipway.errors import BlobsLost, ImageCorrupt, ImageMissing, PushError

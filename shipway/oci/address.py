@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import string
-from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode, urljoin, urlsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 _PLAIN = string.punctuation  # with letters and digits all that may stand in a request line
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -18,8 +20,7 @@ _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Url:
+class Url(Struct, frozen=True, kw_only=True):
     """An address; `target` is what a request asks for: path and query."""
 
     scheme: str

@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
+
+from msgspec import Struct
 
 from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Layer
@@ -44,14 +45,13 @@ _ON_DISK = re.compile(r"layout:(?P<folder>.+)@(?P<digest>sha256:[0-9a-f]{64})")
 _PYTHON = "PYTHON_VERSION"  # official Python images, and many others, set it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class Ground(Struct, frozen=True, kw_only=True):
     """A base, how to come by its layers, and the key under which they are known to be good; see `Composed`."""
 
     base: Base
-    sources: Mapping[Digest, Source] = field(default_factory=dict)
-    origins: Mapping[Digest, str] = field(default_factory=dict)
-    known: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
+    sources: Mapping[Digest, Source] = {}
+    origins: Mapping[Digest, str] = {}
+    known: Mapping[str, tuple[Layer, ...]] = {}
 
 
 class _Platform(Document, frozen=True, kw_only=True):

@@ -22,12 +22,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from email.message import Message
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
 
 from shipway import __version__
 from shipway.entra import within
@@ -50,13 +51,12 @@ class NoAnswer(Exception):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """What is sent. `pieces` are `size_bytes` in all; each wait may take `timeout_s`, the connection `connect_s`."""
 
     method: str
     url: Url
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     pieces: Iterable[bytes] | None = None
     size_bytes: int = 0
     timeout_s: float
@@ -332,8 +332,7 @@ def _connect(sock: socket.socket, address: Any, until: float, go_on: Callable[[]
 # -- proxies -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Proxy:
+class _Proxy(Struct, frozen=True, kw_only=True):
     address: tuple[str, int]
     authorization: str | None
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelRef, Snapshot, Version
@@ -43,20 +45,18 @@ def ignore(_layer: Layer, _source: Source) -> None:
     """Do nothing with a layer before its image is whole: a `Ready`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
+class Base(Struct, frozen=True, kw_only=True):
     """What an image stands on: layers, and what their configuration passes on."""
 
     architecture: str
     os: str
     layers: tuple[Layer, ...] = ()
     digest: Digest | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = {}
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Composed:
+class Composed(Struct, frozen=True, kw_only=True):
     """An image, and how to come by each layer that somebody may lack.
 
     `sources` make a layer's bytes. `origins` name the repository of the base's registry
@@ -67,9 +67,9 @@ class Composed:
 
     image: Image
     lock: bytes = b""
-    sources: Mapping[Digest, Source] = field(default_factory=dict)
-    origins: Mapping[Digest, str] = field(default_factory=dict)
-    known: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
+    sources: Mapping[Digest, Source] = {}
+    origins: Mapping[Digest, str] = {}
+    known: Mapping[str, tuple[Layer, ...]] = {}
 
 
 def compose(

@@ -11,10 +11,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
+
+from msgspec import Struct
 
 from shipway import entra
 from shipway.config import PushSettings
@@ -48,8 +49,7 @@ class Secret:
         return hash(self._text)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credential:
+class Credential(Struct, frozen=True, kw_only=True):
     """What proves who we are to one registry; `source` says in words where it was found.
 
     An `identity` token buys tokens from the token service, as a password does; a `bearer`
@@ -66,8 +66,7 @@ class Credential:
         return f"{self.user}, from {self.source}" if self.user else self.source
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AzureCredential:
+class AzureCredential(Struct, frozen=True, kw_only=True):
     """Azure's word for who we are; `entra` asks for a token of Entra ID and may take its time."""
 
     source: str

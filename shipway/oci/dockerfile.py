@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from shipway.artifacts import Digest, Model
 from shipway.checkout import Checkout, TreeFile
@@ -27,8 +28,7 @@ _FROM = re.compile(r"FROM\s+(?:--\S+\s+)*\S+(?:\s+AS\s+(?P<stage>\S+))?", re.IGN
 _READS_CHECKOUT = re.compile(r"(?:ADD\b|COPY\s+(?!(?:--\S+\s+)*--from=))", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(Struct, frozen=True, kw_only=True):
     """One build: `key` stands for its inputs, `context` makes the tar that Docker reads."""
 
     key: str

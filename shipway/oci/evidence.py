@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct
 
 from shipway import __version__, documents
 from shipway.artifacts import Digest, Image, Model, Snapshot, SuiteRun
@@ -34,8 +35,7 @@ _TESTS = "dev.shipway.tests"
 _PREDICATE = "https://slsa.dev/provenance/v1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Maker:
+class Maker(Struct, frozen=True, kw_only=True):
     """Who makes an image, since when (seconds since 1970), and which suite passed on what it is made of."""
 
     who: str
@@ -44,8 +44,7 @@ class Maker:
     suite: SuiteRun | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(Struct, frozen=True, kw_only=True):
     """Both documents but for the moment of the push: `bill` is `None` where none can be made."""
 
     maker: Maker
@@ -54,8 +53,7 @@ class Evidence:
     materials: Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pushed:
+class Pushed(Struct, frozen=True, kw_only=True):
     """Who made and pushed an image, when (RFC 3339), and which suite passed, as its provenance says.
 
     Not signed: whoever may push could have written it. `None` where no suite is known of.

@@ -11,9 +11,10 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor, Digest, Layer, Part
 from shipway.checkout import Checkout, TreeFile

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from msgspec import Struct
+
+from shipway import documents
 from shipway.artifacts import Digest
 from shipway.errors import ImageError
 from shipway.oci.compose import canonical
@@ -33,8 +35,7 @@ _COMMENT = re.compile(r"(^|\s)#.*$", re.MULTILINE)
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64", "darwin/amd64": "x86_64", "darwin/arm64": "arm64"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pin:
+class Pin(Struct, frozen=True, kw_only=True):
     """One package; `hashes` are those of all its files, in hexadecimal SHA-256."""
 
     name: str
@@ -54,7 +55,7 @@ def remembered(lock: bytes, target: Target, cache: Path) -> tuple[Pin, ...]:
         return tuple(_read(**pin) for pin in json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         pins = pinned(lock, target)
-    write_whole(path, canonical([asdict(pin) for pin in pins]), ImageError)
+    write_whole(path, canonical([documents.plain(pin) for pin in pins]), ImageError)
     return pins
 
 

@@ -13,7 +13,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from shipway.entra import DEADLINE_S
 from shipway.errors import LoginMissing, RegistryRefused
@@ -30,16 +31,14 @@ _PARAM = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=]+))\s*(?=
 _SCHEME = re.compile(rf"({_WORD})(?:\s+[A-Za-z0-9._~+/-]+=*\s*(?=,|$)|\s+(?={_WORD}\s*=)|\s*(?=,|$))")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
+class Challenge(Struct, frozen=True, kw_only=True):
     """One way in that a 401 offers: `basic`, `bearer`, …, and its parameters by lower-case name."""
 
     scheme: str
     params: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Held:
+class _Held(Struct, frozen=True, kw_only=True):
     secret: Secret
     renew_at: float
 

@@ -11,8 +11,9 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from msgspec import Struct
 
 from shipway.errors import RegistryUnreachable
 from shipway.oci.images import Advance
@@ -26,8 +27,7 @@ _NOTICED_S = 3.0
 _TICK_S = 0.2  # a wait is told of so often, so that it can be ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
+class Clock(Struct, frozen=True, kw_only=True):
     """What time it is, and how it passes."""
 
     now: Callable[[], float] = time.monotonic

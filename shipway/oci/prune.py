@@ -20,9 +20,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway.artifacts import Digest, Image
 from shipway.console import Tell
@@ -40,8 +42,7 @@ _Out = TypeVar("_Out")
 Kind = Literal["image", "layers", "base", "generator", "attachments", "foreign"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(Struct, frozen=True, kw_only=True):
     """One manifest of a repository: what it is, and why it goes or stays.
 
     `blobs` are the sizes of what it needs, itself and its `layers` included; `pushed_s` is when
@@ -55,11 +56,10 @@ class Stored:
     image: Image | None = None
     pushed_s: float | None = None
     layers: frozenset[Digest] = frozenset()
-    blobs: Mapping[Digest, int] = field(default_factory=dict)
+    blobs: Mapping[Digest, int] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Struct, frozen=True, kw_only=True):
     """What goes, what stays, and the bytes that nothing needs then."""
 
     going: tuple[Stored, ...]

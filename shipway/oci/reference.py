@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from shipway.artifacts import Digest
 from shipway.errors import ConfigError
@@ -25,8 +26,7 @@ _REFERENCE = re.compile(
 _LONGEST_PATH = 255
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class Reference(Struct, frozen=True, kw_only=True):
     """A repository of a registry, and which of its images is meant, if one is. `str()` is the name again."""
 
     host: str

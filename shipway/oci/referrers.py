@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from shipway.artifacts import Descriptor, Digest
 from shipway.errors import ImageCorrupt, PushError
@@ -25,15 +26,14 @@ _TRIES = 5
 _NAME = re.compile(r"sha256-([0-9a-f]{64})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attachment:
+class Attachment(Struct, frozen=True, kw_only=True):
     """A document to attach. An image has one of a kind from us; `created` is in RFC 3339, UTC."""
 
     kind: str
     media_type: str
     data: bytes
     created: str
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = {}
 
     @property
     def blob(self) -> Descriptor:
@@ -64,14 +64,13 @@ class Attachment:
         return {**self.annotations, CREATED: self.created, KIND: self.kind}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attached:
+class Attached(Struct, frozen=True, kw_only=True):
     """What an image's index names, ours or not."""
 
     descriptor: Descriptor
     artifact_type: str
     annotations: Mapping[str, str]
-    entry: Mapping[str, Any] = field(repr=False)
+    entry: Mapping[str, Any]
 
     @property
     def kind(self) -> str | None:

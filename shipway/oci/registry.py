@@ -13,9 +13,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor, Digest
 from shipway.config import PushSettings

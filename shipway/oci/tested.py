@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from shipway.artifacts import Commit, Digest, Snapshot
 from shipway.errors import ImageMissing
@@ -22,8 +23,7 @@ _NAME = re.compile(r"tested-(?P<time>\d{1,12})-(?P<id>[0-9a-f]{40,64})")
 _ASKED_ONE_BY_ONE = 10  # commits; beyond that, listing all names is cheaper
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Newest:
+class Newest(Struct, frozen=True, kw_only=True):
     """The newest tested image: its commit, where that is known, and how it came to be chosen.
 
     `behind` counts the commits of the branch that are newer; `None` where nobody can tell.

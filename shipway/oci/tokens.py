@@ -15,7 +15,6 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -23,6 +22,9 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway.entra import DEADLINE_S, within
 from shipway.errors import LoginMissing, RegistryRefused, RegistryUnreachable
@@ -37,16 +39,14 @@ _ANSWER_BYTES = 1 << 20  # the longest answer that is read
 _FIRST_PAUSE_S = 0.25
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
+class Token(Struct, frozen=True, kw_only=True):
     """A bearer token, and for how long the registry takes it."""
 
     secret: Secret
     life_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
+class _Answer(Struct, frozen=True, kw_only=True):
     status: int
     headers: Message
     body: bytes

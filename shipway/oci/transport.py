@@ -12,11 +12,12 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from email.message import Message
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from shipway.errors import Interrupted, PushError, RegistryRefused
 from shipway.oci.address import Url
@@ -67,8 +68,7 @@ class Login(Protocol):
         """Build the error for a login that is not good enough."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Body:
+class Body(Struct, frozen=True, kw_only=True):
     """What a request sends. `pieces` is asked again when the request is made again."""
 
     size_bytes: int
@@ -76,14 +76,13 @@ class Body:
     media_type: str = "application/octet-stream"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """One request; `scopes` are the rights it needs, as a token service knows them."""
 
     method: str
     url: Url
     scopes: tuple[str, ...]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     body: Body | None = None
     timeout_s: float = _READ_S
 
@@ -91,8 +90,7 @@ class Call:
         return f"{self.method} {shown(self.url)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True):
     """A whole answer; of a body longer than any document, only so much that it shows."""
 
     call: Call

@@ -14,8 +14,9 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor
 from shipway.errors import PushError, RegistryRefused

@@ -18,10 +18,11 @@ import stat
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version as installed_version
 from pathlib import Path, PurePosixPath
+
+from msgspec import Struct
 
 from shipway.artifacts import Descriptor, Digest, Layer
 from shipway.config import ImageSettings
@@ -50,8 +51,7 @@ _UV_PLATFORMS = {
 _INSTALLER_FILES = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Struct, frozen=True, kw_only=True):
     """The Python and the platform that wheels are chosen for, such as `3.13` and `linux/amd64`."""
 
     python: str

@@ -11,10 +11,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+
+from msgspec import Struct
 
 from shipway.artifacts import Digest, Image, Layer, Model, Snapshot
 from shipway.checkout import Checkout
@@ -185,8 +186,7 @@ def generator(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
+class _Made(Struct, frozen=True, kw_only=True):
     dependencies: tuple[Layer, ...]
     weights: Layer
     sources: Mapping[Digest, Source]

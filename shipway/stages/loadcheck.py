@@ -20,10 +20,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from shipway.artifacts import LoadReport, Verdict
 from shipway.config import LoadCheckSettings, ServiceSettings
@@ -41,8 +42,7 @@ _REPORTS_KEPT = 20
 _DOUBT = 0.001  # figures that luck explains less often than this are proof
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Measured(Struct, frozen=True, kw_only=True):
     """What the meter counted while it measured.
 
     `latencies_ms` is the whole histogram: (milliseconds, requests), ascending. `answered`

@@ -13,9 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, Self, TypeVar
+
+from msgspec import Struct
 
 from shipway.artifacts import Descriptor, Digest, Image, ImageRef, Layer
 from shipway.console import Tell, size
@@ -35,16 +36,14 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
+class Sent(Struct, frozen=True, kw_only=True):
     """How much was sent, and how much was there."""
 
     bytes_sent: int
     bytes_reused: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Blob:
+class _Blob(Struct, frozen=True, kw_only=True):
     part: str
     title: str
     descriptor: Descriptor

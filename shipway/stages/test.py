@@ -16,10 +16,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
-from shipway import receipts
+from shipway import documents, receipts
 from shipway.artifacts import Snapshot, SuiteRun
 from shipway.config import Settings
 from shipway.console import Tell
@@ -53,7 +52,7 @@ def run(
         return passed
     with _alone(state / "reports", tell):
         suite = _run(settings, snapshot, requirements, root=root, state=state, environ=environ, proc=proc, tell=tell)
-    receipts.save(state, STAGE, tree=snapshot.tree, facts=asdict(suite))
+    receipts.save(state, STAGE, tree=snapshot.tree, facts=documents.plain(suite))
     tell.say(STAGE, f"{suite.passed} passed in {suite.seconds:g} s")
     return suite
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway import documents, exchanges
 from shipway.artifacts import Digest, ModelFile
@@ -33,8 +35,7 @@ _MLFLOWS_OWN = frozenset(
 MOST_FILES = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
+class Registered(Struct, frozen=True, kw_only=True):
     """A version as a registry has it: who registered it when, and its files with their sizes."""
 
     where: str
@@ -112,7 +113,7 @@ class Adopter:
             metrics=version.metrics(),
             created=version.created,
         )
-        made = documents.changed(drafted, version=version.number)
+        made = replace(drafted, version=version.number)
         if not made.golden.tensors:
             self._tell.warn(f"{version.where} has no golden cases: nobody knows whether its answers are right")
         return made

@@ -15,12 +15,12 @@ import threading
 import urllib.parse
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import IO, Protocol
 
 import httpx
+from msgspec import Struct
 
 from shipway.errors import ModelMissing, StoreRefused, StoreUnreachable
 from shipway.stores import durable
@@ -33,8 +33,7 @@ _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
 ALSO = frozenset({int(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Child:
+class Child(Struct, frozen=True, kw_only=True):
     """An artifact in a folder; `size_bytes` where the server says it."""
 
     name: str
@@ -64,8 +63,7 @@ class Artifacts(Protocol):
         """See `Store.delete`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(Struct, frozen=True):
     """One file of a server's."""
 
     artifacts: Artifacts

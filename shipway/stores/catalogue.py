@@ -22,11 +22,13 @@ import heapq
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway import documents
 from shipway.artifacts import Digest, Model, ModelFile, ModelRef
@@ -59,16 +61,14 @@ _NO_CACHE = Path("/nonexistent")  # every byte comes from the store
 _NEIGHBOURS = 64  # publishers at once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class Published(Struct, frozen=True, kw_only=True):
     """What publishing came to: the version, and whether it is new."""
 
     version: ModelVersion
     created: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copied:
+class Copied(Struct, frozen=True, kw_only=True):
     """What copying came to: the versions that are there now, those among them that are new, and the aliases' moves."""
 
     name: str
@@ -206,7 +206,7 @@ class Catalogue:
         tries = 0
         while True:
             tries, newest = tries + 1, newest + 1
-            version = documents.changed(draft, version=newest)
+            version = replace(draft, version=newest)
             data = documents.encoded(version)
             signature = self._vouchers.sign(data, version)
             if self._store.create(places.manifest(name, newest), data):

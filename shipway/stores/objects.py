@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
+from msgspec import Struct
+
 from shipway.config import AzureCredential, ModelSettings
 from shipway.errors import ModelError
 
@@ -57,16 +59,14 @@ class Access:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(Struct, frozen=True, kw_only=True):
     """A small object's bytes, and a tag that changes whenever they do."""
 
     data: bytes
     etag: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(Struct, frozen=True, kw_only=True):
     """An object that is there: its size, and a tag that changes whenever its bytes do."""
 
     size_bytes: int
@@ -108,8 +108,7 @@ class Store(Protocol):
         """Return the names, objects and folders alike, directly in a folder; `""` is the top."""
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(Struct, frozen=True):
     """One large object of a store."""
 
     store: Store

@@ -10,8 +10,9 @@ a reason when it is no ONNX model, or is cut short.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 _MAX_BYTES = 2**31 - 1
 _MAX_TAG = 2**32 - 1
@@ -35,8 +36,7 @@ _LEADS: Mapping[str, Mapping[int, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class External:
+class External(Struct, frozen=True, kw_only=True):
     """Where a tensor's bytes are, when they are not in the ONNX file."""
 
     location: str

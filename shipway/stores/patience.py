@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct
 
 from shipway.errors import StoreUnreachable
 
@@ -24,8 +25,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 60.0
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
+class Clock(Struct, frozen=True, kw_only=True):
     """What time it is, and how it passes."""
 
     now: Callable[[], float] = time.monotonic

@@ -11,9 +11,10 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
+
+from msgspec import Struct
 
 from shipway.errors import ModelMissing, StoreRefused
 from shipway.stores.patience import persist
@@ -27,8 +28,7 @@ _MOST_PAGES = 1000
 _RUNS = re.compile(r"runs:/([0-9a-zA-Z_-]+)/?(.*)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class Version(Struct, frozen=True, kw_only=True):
     """A registered version; `is_ours` if shipway began it, `is_whole` if whoever began it has finished."""
 
     number: int
@@ -64,8 +64,7 @@ class Version:
         return self.is_ready and (MANIFEST in self.tags or not self.is_ours)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredModel:
+class RegisteredModel(Struct, frozen=True, kw_only=True):
     """A model's aliases and tags."""
 
     aliases: Mapping[str, int]
@@ -73,21 +72,19 @@ class RegisteredModel:
     updated: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(Struct, frozen=True, kw_only=True):
     """A run, which holds artifacts at `uri`."""
 
     id: str
     uri: str
 
 
-@dataclass(slots=True, kw_only=True)
-class _Known:
+class _Known(Struct, kw_only=True):
     """What was learnt and does not change."""
 
-    experiments: dict[str, str] = field(default_factory=dict)
-    runs: dict[tuple[str, str], Run] = field(default_factory=dict)
-    versions: dict[tuple[str, int], Version] = field(default_factory=dict)
+    experiments: dict[str, str] = {}
+    runs: dict[tuple[str, str], Run] = {}
+    versions: dict[tuple[str, int], Version] = {}
 
 
 class Registry:

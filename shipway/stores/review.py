@@ -7,9 +7,10 @@ it is opened, and opened in the limited child process alone. Changes nothing in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from shipway.artifacts import Model
 from shipway.console import Tell, size
@@ -25,8 +26,7 @@ from shipway.tarball import Entry
 _NOTHING_HELD = Path("/nonexistent")  # a cache that has no file: every byte comes from the store
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class Verified(Struct, frozen=True, kw_only=True):
     """A version that is whole: whose signatures hold, and how many golden cases were run (`None`: not run)."""
 
     version: ModelVersion
@@ -34,8 +34,7 @@ class Verified:
     cases: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class Compared(Struct, frozen=True, kw_only=True):
     """What differs between two versions. Each mapping has a pair for each name: before and after, `None` for none."""
 
     before: ModelVersion

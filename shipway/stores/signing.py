@@ -17,9 +17,10 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
 
 from shipway import documents
 from shipway.artifacts import Digest
@@ -39,8 +40,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _HOW = "invoke model.keygen FILE makes a key and prints its public half"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PublicKey:
+class PublicKey(Struct, frozen=True, order=True):
     """Whose signature it is. `str()` is `ed25519:` and the key in base64, as release.toml holds it."""
 
     raw: bytes
@@ -99,8 +99,7 @@ class Signer:
         return f"Signer({self.public})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
+class Keys(Struct, frozen=True, kw_only=True):
     """Whose signature counts (nobody's: none is asked for), and what publishing signs with."""
 
     trusted: tuple[PublicKey, ...] = ()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from msgspec import Struct
 
 from shipway.artifacts import Digest
 from shipway.console import Tell
@@ -24,8 +25,7 @@ from shipway.stores.notices import Notice
 from shipway.stores.objects import Store
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
+class Swept(Struct, frozen=True, kw_only=True):
     """What of a model went, or would go: versions with the reason, files, and what they hold."""
 
     name: str
@@ -36,16 +36,14 @@ class Swept:
     applied: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(Struct, frozen=True, kw_only=True):
     """What stays besides what an alias names: what was released, by number, with where; what is younger."""
 
     released: Mapping[int, str]
     younger_than: timedelta
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
+class _Seen(Struct, frozen=True, kw_only=True):
     """One look, in the order in which publishers write backwards: so that what is in the making is seen as such."""
 
     blobs: frozenset[Digest]
@@ -55,8 +53,7 @@ class _Seen:
     aliases: Mapping[int, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Verdict:
+class _Verdict(Struct, frozen=True, kw_only=True):
     going: Mapping[int, str]
     staying: Mapping[int, str]
     files: frozenset[Digest]

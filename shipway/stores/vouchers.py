@@ -58,7 +58,7 @@ class Vouchers:
         signer = self._keys.signer
         if signer is None or self._holds(data, known, signer.public):
             return
-        told = [name for name in documents.fields(ModelVersion) if name not in _CLAIMED]
+        told = [name for name in documents.keys(ModelVersion) if name not in _CLAIMED]
         differs = [name for name in told if getattr(known, name) != getattr(measured, name)]
         if not differs:
             self.sign(data, known)

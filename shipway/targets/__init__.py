@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from shipway.artifacts import Digest, Image, Version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
+class Live(Struct, frozen=True, kw_only=True):
     """What a target serves to users.
 
     `version` is the last one that was settled, and `since` when that was, in seconds since
@@ -25,8 +25,7 @@ class Live:
     healthy: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(Struct, frozen=True, kw_only=True):
     """A version that is ready, on an address that users do not know."""
 
     version: Version

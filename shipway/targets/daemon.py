@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from shipway import proc
 from shipway.errors import AddressTaken, RolloutError
@@ -65,8 +66,7 @@ stdout_stream.backup_count = 3
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
+class Address(Struct, frozen=True, kw_only=True):
     """Where users are served."""
 
     host: str

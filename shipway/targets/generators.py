@@ -18,9 +18,10 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from msgspec import Struct
 
 from shipway.console import Tell
 from shipway.errors import GeneratorsNotStarted, ShipwayError
@@ -47,8 +48,7 @@ _LOG_LINES = 15
 _LIVE = "live "
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """One load test: `load` are Locust's options, the same for master and workers.
 
     `image` is as nodes know it, `python` starts Python in it. `lasts_s` is how long it takes
@@ -218,8 +218,7 @@ def brought(lines: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
 # -- what is wrong -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class State(Struct, frozen=True, kw_only=True):
     """How far the generators are.
 
     `hopeless` is why they will never all run, `doubtful` why they hardly will, `waits` what they

@@ -12,8 +12,9 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from shipway.console import Tell
 from shipway.errors import ClusterRefused, ClusterUnreachable, ConfigError, ToolFailed
@@ -48,8 +49,7 @@ _GONE = (  # what kubectl says when nobody, or nobody who is ready, answered
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
+class Cluster(Struct, frozen=True, kw_only=True):
     """One namespace of one cluster. `server` is the address that the context must have, where it is set."""
 
     context: str

@@ -15,9 +15,11 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 
+from msgspec import Struct
+
+from shipway import documents
 from shipway.artifacts import Digest, Image, Version
 from shipway.config import RolloutSettings, ServiceSettings
 from shipway.console import Tell
@@ -45,8 +47,7 @@ _LOG_LINES = 15
 _WATCHED = "replicasets.apps,pods"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settled:
+class _Settled(Struct, frozen=True, kw_only=True):
     version: Version
     since: float
     record: str | None
@@ -403,7 +404,7 @@ class Kubernetes:
         if record:  # first: whoever is killed in between leaves a version that is proven once more
             self._releases.mark_settled(record)
         if settled is None or (settled.version, settled.record) != (version, record):
-            facts = json.dumps({"version": asdict(version), "since": time.time(), "record": record})
+            facts = json.dumps({"version": documents.plain(version), "since": time.time(), "record": record})
             self._kubectl.annotate("deployment.apps", self._name, {manifests.SETTLED: facts})
 
     def _await_alone(self, version: Version, *, error: type[RolloutError]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from shipway import documents
 from shipway.config import ServiceSettings
@@ -22,8 +23,7 @@ _TEMPORARY = "/tmp"  # noqa: S108 - as in a container, whoever runs the release
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(Struct, frozen=True, kw_only=True):
     """A command with all it needs; `listen` are words in which `{fd}` is the shared socket."""
 
     argv: tuple[str, ...]

@@ -13,9 +13,9 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
+from shipway import documents
 from shipway.artifacts import Digest, ModelRef, Version
 from shipway.errors import ConfigError
 
@@ -117,7 +117,7 @@ def _annotations(version: Version) -> dict[str, str]:
         DIGEST: version.digest,
         BUILD: version.build,
         COMMIT: version.commit,
-        MODEL: json.dumps(asdict(version.model)),
+        MODEL: json.dumps(documents.plain(version.model)),
     }
 
 

@@ -8,8 +8,9 @@ is told at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 Object = Mapping[str, Any]
 
@@ -24,8 +25,7 @@ _NO_NODE = "no node takes it"
 _NEVER = ("exec format error", "no such file or directory", "executable file not found", "permission denied")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(Struct, frozen=True, kw_only=True):
     """How far a rollout has come.
 
     `hopeless` is why it never will; `doubtful` why it hardly will, unless that goes away soon;

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 from shipway import documents
@@ -65,7 +64,7 @@ class LeaseSlot:
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": self._name, "annotations": {HOLDER: json.dumps(asdict(holder))}},
+            "metadata": {"name": self._name, "annotations": {HOLDER: json.dumps(documents.plain(holder))}},
             "spec": held if holder.expires else {},
         }
 

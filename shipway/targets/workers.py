@@ -12,10 +12,12 @@ import json
 import shutil
 import socket
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from msgspec import Struct
+
+from shipway import documents
 from shipway.artifacts import Version
 from shipway.config import ServiceSettings
 from shipway.ledger import write
@@ -26,8 +28,7 @@ Kind = Literal["candidate", "public"]
 _KEPT = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
+class Workers(Struct, frozen=True, kw_only=True):
     """A set of workers. `folder` is its own, `root` that of its version, `config` its image's configuration."""
 
     folder: Path
@@ -62,8 +63,7 @@ class Workers:
         return self.folder / "log"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
+class Settled(Struct, frozen=True, kw_only=True):
     """The version that was settled last, when, and its workers."""
 
     version: Version
@@ -85,7 +85,7 @@ class Shelf:
         folder = self.folder / f"{number:05}-{kind}-{version.digest.short}"
         workers = Workers(folder=folder, version=version, root=root.resolve(), config=config, url=url)
         (folder / "home").mkdir(parents=True)
-        facts = {"version": asdict(version), "root": str(workers.root), "config": config.decode(), "url": url}
+        facts = {"version": documents.plain(version), "root": str(workers.root), "config": config.decode(), "url": url}
         write(folder / "set.json", json.dumps(facts, indent=1))
         return workers
 
@@ -101,7 +101,7 @@ class Shelf:
             home=workers.folder / "home",
             mark=str(workers.start),
         )
-        write(workers.start, json.dumps(asdict(start), indent=1))
+        write(workers.start, json.dumps(documents.plain(start), indent=1))
 
     def all(self) -> tuple[Workers, ...]:
         """Return the sets that are remembered, oldest first."""
@@ -123,7 +123,7 @@ class Shelf:
 
     def settle(self, workers: Workers, version: Version, *, since: float) -> None:
         """Write down that this version is the one to serve; from here on, going back is a rollout of its own."""
-        facts = {"set": workers.name, "version": asdict(version), "since": since}
+        facts = {"set": workers.name, "version": documents.plain(version), "since": since}
         write(self._settled, json.dumps(facts, indent=1))
 
     def unsettle(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor, Digest, Image, Layer
 from shipway.errors import ImageCorrupt, ImageMissing, PushError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import random
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor, Digest, Layer, Model, ModelFile, Part, Snapshot
 from shipway.config import ModelSettings, ProjectSettings, ServiceSettings, Settings

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
-from shipway import documents
 from shipway.artifacts import LoadReport
 from shipway.config import LoadCheckSettings, ServiceSettings
 from shipway.errors import ConfigError, ModelRefused, NotConfigured
@@ -179,7 +179,7 @@ def test_loadcheck_passes_and_leaves_a_report_when_the_service_is_good(tmp_path:
 
 
 def test_loadcheck_keeps_a_constant_rate_when_one_is_set(tmp_path: Path, model: Path) -> None:
-    settings = documents.changed(SETTINGS, rate=40)
+    settings = replace(SETTINGS, rate=40)
 
     with serving(Served()) as served:
         report = check(served.url, tmp_path, model=model, settings=settings, seconds=2)
@@ -194,7 +194,7 @@ def test_loadcheck_does_not_count_the_warm_up(tmp_path: Path, model: Path) -> No
         asked.append(time.monotonic())
         return (500, {}) if asked[-1] - asked[0] < 0.5 else (200, CAT)
 
-    settings = documents.changed(SETTINGS, warmup_seconds=1.0)
+    settings = replace(SETTINGS, warmup_seconds=1.0)
     with serving(Served(cold)) as served:
         report = check(served.url, tmp_path, model=model, settings=settings)
 
@@ -239,7 +239,7 @@ def test_loadcheck_fails_naming_p95_when_the_service_is_slow(tmp_path: Path, mod
         time.sleep(0.15)
         return 200, CAT
 
-    settings = documents.changed(SETTINGS, max_p95_ms=80)
+    settings = replace(SETTINGS, max_p95_ms=80)
     with serving(Served(slow)) as served:
         report = check(served.url, tmp_path, model=model, settings=settings, baseline=60)
 
@@ -300,7 +300,7 @@ def test_loadcheck_is_inconclusive_and_names_the_log_when_the_generator_breaks(
     tmp_path: Path, locustfile: str, told: str
 ) -> None:
     (tmp_path / "users.py").write_text(locustfile)
-    settings = documents.changed(SETTINGS, locustfile="users.py", rate=20)
+    settings = replace(SETTINGS, locustfile="users.py", rate=20)
 
     with serving(Served()) as served:
         report = check(served.url, tmp_path / "reports", settings=settings, root=tmp_path, seconds=1)
@@ -315,7 +315,7 @@ def test_loadcheck_is_inconclusive_and_names_the_log_when_the_generator_breaks(
 
 
 def test_loadcheck_merges_what_every_worker_counted(tmp_path: Path, model: Path) -> None:
-    told, settings = Told(), documents.changed(SETTINGS, users=6, rate=60)
+    told, settings = Told(), replace(SETTINGS, users=6, rate=60)
 
     with serving(Served()) as served:
         report = check(
@@ -353,7 +353,7 @@ class Mortal(locust.User):
 
 def test_loadcheck_is_inconclusive_when_one_of_its_workers_dies(tmp_path: Path) -> None:
     (tmp_path / "users.py").write_text(ONE_DIES)
-    settings = documents.changed(SETTINGS, locustfile="users.py", rate=None)
+    settings = replace(SETTINGS, locustfile="users.py", rate=None)
 
     with serving(Served()) as served:
         report = check(served.url, tmp_path / "reports", settings=settings, root=tmp_path, seconds=1.5, workers=2)
@@ -374,7 +374,7 @@ def test_loadcheck_refuses_the_url_when_it_is_none(tmp_path: Path, url: str) -> 
 
 def test_loadcheck_names_the_setting_when_there_is_no_locustfile(tmp_path: Path, free_url: str) -> None:
     with pytest.raises(NotConfigured, match=r"there is no .*users\.py; \[loadcheck\] locustfile"):
-        check(free_url, tmp_path, settings=documents.changed(SETTINGS, locustfile="users.py"))
+        check(free_url, tmp_path, settings=replace(SETTINGS, locustfile="users.py"))
 
 
 def test_loadcheck_refuses_exchanges_that_cannot_be_read(tmp_path: Path, model: Path, free_url: str) -> None:

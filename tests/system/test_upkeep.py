@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from shipway import upkeep
+from shipway import documents, upkeep
 from shipway.artifacts import Image
 from shipway.errors import ImageCorrupt
 from shipway.oci import compose
@@ -39,7 +38,7 @@ def shared(here: Site, fake: FakeRegistry) -> Iterator[Site]:
 def _serve(site: Site, image: Image) -> None:
     """Record that an image served."""
     version = compose.version(image)
-    site.ledger.begin("release", who=WHO, version=asdict(version), digest=version.digest).close("released")
+    site.ledger.begin("release", who=WHO, version=documents.plain(version), digest=version.digest).close("released")
 
 
 def test_layout_keeps_what_served_and_what_was_pushed_last_when_it_is_cleared(here: Site) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
+from msgspec.structs import replace
 
-from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelFile, Part, Snapshot, Version
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.errors import BaseRefused
@@ -92,7 +91,7 @@ def test_image_is_read_back_whole_when_parsed_from_its_documents() -> None:
 
 
 def test_build_is_the_same_when_only_the_commit_differs() -> None:
-    later = dataclasses.replace(SNAPSHOT, commit="d" * 40, time_s=1_800_000_000)
+    later = replace(SNAPSHOT, commit="d" * 40, time_s=1_800_000_000)
 
     first, second = _image(), _image(snapshot=later)
 
@@ -107,8 +106,8 @@ def test_build_is_the_same_when_only_the_commit_differs() -> None:
         _image(model=2),
         _image(Base(os="linux", architecture="arm64")),
         _image(Base(os="linux", architecture="amd64", layers=(_layer("base", "b"),))),
-        _image(settings=documents.changed(SETTINGS, image=ImageSettings(environment={"A": "1"}))),
-        _image(settings=documents.changed(SETTINGS, service=ServiceSettings(command=("python", "x.py")))),
+        _image(settings=replace(SETTINGS, image=ImageSettings(environment={"A": "1"}))),
+        _image(settings=replace(SETTINGS, service=ServiceSettings(command=("python", "x.py")))),
     ],
     ids=["app", "model", "platform", "base", "environment", "command"],
 )
@@ -150,7 +149,7 @@ def test_with_model_is_what_compose_gives_when_the_model_is_that_one() -> None:
 
 
 def test_dirty_tree_is_said_when_the_snapshot_is_dirty() -> None:
-    image = _image(snapshot=dataclasses.replace(SNAPSHOT, dirty=True))
+    image = _image(snapshot=replace(SNAPSHOT, dirty=True))
 
     assert compose.version(image).commit == "c" * 40 + "-dirty"
 
@@ -158,7 +157,7 @@ def test_dirty_tree_is_said_when_the_snapshot_is_dirty() -> None:
 def test_layers_are_refused_when_no_runtime_could_mount_them() -> None:
     most = Base(os="linux", architecture="amd64", layers=tuple(_layer("base", str(n)) for n in range(124)))
     assert len(_image(most).layers) == 127
-    base = dataclasses.replace(most, layers=(*most.layers, _layer("base", "one more")))
+    base = replace(most, layers=(*most.layers, _layer("base", "one more")))
 
     with pytest.raises(BaseRefused, match="128 layers"):
         _image(base)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import docker.utils.build  # noqa: F401 - urllib3 opens a socket when it is imported, which no test here may do
 import pytest
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor, Digest, Model
 from shipway.checkout import Checkout

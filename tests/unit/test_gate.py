@@ -6,15 +6,15 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from shipway import documents
 from shipway import exchanges as golden
 from shipway.artifacts import LoadReport
 from shipway.config import LoadCheckSettings, ServiceSettings
@@ -90,7 +90,7 @@ def test_gate_tells_every_figure_beyond_its_limit() -> None:
 
 
 def test_gate_ignores_the_last_release_when_growth_is_not_limited() -> None:
-    assert verdict(GOOD, documents.changed(LIMITS, max_p95_growth=None), baseline=0.1) == "pass"
+    assert verdict(GOOD, replace(LIMITS, max_p95_growth=None), baseline=0.1) == "pass"
 
 
 @pytest.mark.parametrize(
@@ -136,11 +136,11 @@ def test_gate_fails_on_few_samples_only_when_luck_does_not_explain_them(
 ) -> None:
     measured = replace(GOOD, seconds=1, latencies_ms=latencies_ms, failures=failures)
 
-    assert verdict(measured, documents.changed(LIMITS, min_rate=0)) == expected
+    assert verdict(measured, replace(LIMITS, min_rate=0)) == expected
 
 
 def test_gate_stays_quick_when_very_many_samples_are_too_few() -> None:
-    limits = documents.changed(LIMITS, min_requests=10**7)
+    limits = replace(LIMITS, min_requests=10**7)
 
     assert verdict(replace(GOOD, latencies_ms=((500.0, 10**6),)), limits) == "fail"
     assert verdict(replace(GOOD, latencies_ms=((50.0, 10**6),)), limits) == "inconclusive"
@@ -160,7 +160,7 @@ def test_percentile_is_the_nearest_rank_of_all_requests(histogram: tuple[tuple[f
 def test_gate_passes_only_when_every_limit_is_kept(
     histogram: tuple[tuple[float, int], ...], failures: int, baseline: float | None, seconds: float
 ) -> None:
-    limits = documents.changed(LIMITS, max_failure_ratio=0.1)
+    limits = replace(LIMITS, max_failure_ratio=0.1)
     measured = replace(GOOD, latencies_ms=histogram, failures=failures, seconds=seconds)
 
     passed = verdict(measured, limits, baseline) == "pass"
@@ -178,7 +178,7 @@ def test_gate_passes_only_when_every_limit_is_kept(
 def test_gate_never_passes_what_it_did_not_when_more_requests_fail(
     histogram: tuple[tuple[float, int], ...], failures: int, more: int
 ) -> None:
-    limits = documents.changed(LIMITS, max_failure_ratio=0.1)
+    limits = replace(LIMITS, max_failure_ratio=0.1)
     measured = replace(GOOD, latencies_ms=histogram, failures=failures)
 
     assert (verdict(measured, limits), verdict(replace(measured, failures=failures + more), limits)) not in {
@@ -395,7 +395,7 @@ class Told:
 def ran(folder: Path, generator: Generator, told: Told | None = None) -> LoadReport:
     (folder / "users.py").touch()
     return run(
-        documents.changed(LIMITS, locustfile="users.py"),
+        replace(LIMITS, locustfile="users.py"),
         service=ServiceSettings(command=("serve",)),
         url="http://127.0.0.1:1",
         exchanges=None,

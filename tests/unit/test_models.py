@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from shipway import models
+from shipway import documents, models
 from shipway.artifacts import Digest, ModelRef, Version
 from shipway.config import load
 from shipway.console import Console
@@ -142,7 +142,7 @@ def version(number: int) -> Version:
 def test_clean_keeps_what_an_environment_runs_or_may_go_back_to(site: Site) -> None:
     for weight in range(1, 5):
         publish(site, weight=weight)
-    site.ledger.begin("release", who="ada", version=asdict(version(2))).close("released")
+    site.ledger.begin("release", who="ada", version=documents.plain(version(2))).close("released")
 
     swept = models.clean(site, days=0, apply=True)
 
@@ -154,6 +154,6 @@ def test_clean_keeps_what_an_environment_runs_or_may_go_back_to(site: Site) -> N
 def test_clean_keeps_what_is_being_released(site: Site) -> None:
     for weight in range(1, 4):
         publish(site, weight=weight)
-    site.ledger.begin("release", who="ada", version=asdict(version(1)))
+    site.ledger.begin("release", who="ada", version=documents.plain(version(1)))
 
     assert sorted(models.clean(site, days=0, apply=False).going) == [2]

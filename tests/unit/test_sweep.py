@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from shipway import documents
 from shipway.console import Console
@@ -235,8 +236,8 @@ def test_a_notice_from_elsewhere_is_dead_after_a_while(folder: notices.Folder, h
 def test_a_notice_is_alive_when_another_machine_of_the_same_name_wrote_it() -> None:
     ours = notices.written_by("ada", NOON)
     boot, _, rest = (ours.process or "").partition("/")
-    theirs = documents.changed(ours, pid=1 << 22, process=f"{boot[:-1]}x/{rest}")
-    gone = documents.changed(ours, pid=1 << 22)
+    theirs = replace(ours, pid=1 << 22, process=f"{boot[:-1]}x/{rest}")
+    gone = replace(ours, pid=1 << 22)
 
     assert [each.is_dead("pending", NOON) for each in (ours, theirs, gone)] == [False, False, True]
 

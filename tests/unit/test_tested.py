@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from shipway import upkeep
 from shipway.artifacts import Commit, Digest, Snapshot
@@ -34,7 +35,7 @@ def commit(number: int) -> Commit:
 
 def at(number: int) -> Snapshot:
     each = commit(number)
-    return dataclasses.replace(snapshot(), commit=each.id, time_s=each.time_s)
+    return structs.replace(snapshot(), commit=each.id, time_s=each.time_s)
 
 
 def build(images: Images, number: int, *, now_s: float = NOW_S) -> Digest:
@@ -123,7 +124,7 @@ def test_last_pushed_is_taken_when_no_image_says_its_commit(images: Images) -> N
 
 
 def test_changed_tree_gets_no_commits_name_when_others_build_too(images: Images, tmp_path: Path) -> None:
-    dirty = dataclasses.replace(at(3), dirty=True)
+    dirty = structs.replace(at(3), dirty=True)
 
     assert tested.names(images, dirty) == ("tested",)
     assert tested.names(Layout(tmp_path), dirty) == ("tested", f"tested-{commit(3).time_s}-{commit(3).id}")
@@ -141,7 +142,7 @@ def test_commits_name_protects_no_image_from_pruning(images: Images) -> None:
 # -- what is said of it ------------------------------------------------------------------
 
 
-@dataclasses.dataclass
+@dataclass
 class Git(Proc):
     """Answers what `Checkout.history` asks; without commits it is no checkout."""
 
@@ -164,7 +165,7 @@ class Git(Proc):
 def _told(folder: Path, git: Git, *built: int) -> tuple[Digest, list[str]]:
     """Return what is chosen of the images of these commits, and what is said."""
     said = io.StringIO()
-    site = dataclasses.replace(site_here(folder), proc=git, tell=Console(err=said))
+    site = replace(site_here(folder), proc=git, tell=Console(err=said))
     for number in built:
         build(site.images, number)
     digest = upkeep.newest_tested(site)

@@ -7,12 +7,13 @@ import io
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from shipway import documents
 from shipway.artifacts import Digest, ModelRef, Version
 from shipway.console import Console
 from shipway.errors import Interrupted, LoadCheckFailed, LockLost, RefusedBefore, UndoFailed
@@ -184,9 +185,9 @@ def test_served_names_the_version_that_was_settled_but_never_recorded() -> None:
 
 
 def _record(number: int, outcome: str, version: Version, previous: Version | None = None) -> Record:
-    facts = {"version": asdict(version), "digest": version.digest}
+    facts = {"version": documents.plain(version), "digest": version.digest}
     if previous:
-        facts["previous"] = asdict(previous)
+        facts["previous"] = documents.plain(previous)
     return Record(
         number=number,
         kind="release",
