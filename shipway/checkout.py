@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
 
 from shipway.artifacts import Commit, Snapshot
-from shipway.errors import CheckoutError, ToolMissing
+from shipway.errors import CheckoutError
 from shipway.proc import Run
 
 Kind = Literal["file", "executable", "symlink", "submodule"]
 
 _KINDS: dict[str, Kind] = {"100644": "file", "100755": "executable", "120000": "symlink", "160000": "submodule"}
 # A hook or an alias that starts us sets these; the checkout that was named is the one that is meant.
-_FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
-_NO_SUCH_PROGRAM = 127  # of `env`
+_FOREIGN = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"})
+_OURS = {"LC_ALL": "C", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_OPTIONAL_LOCKS": "0"}
 
 
 class TreeFile(Struct, frozen=True, kw_only=True):
@@ -40,10 +40,11 @@ class TreeFile(Struct, frozen=True, kw_only=True):
 class Checkout:
     """A folder in a git working tree: the whole of it, or a project's folder inside."""
 
-    def __init__(self, root: Path, proc: Run) -> None:
-        """Look at the checkout at `root`."""
+    def __init__(self, root: Path, proc: Run, environ: Mapping[str, str]) -> None:
+        """Look at the checkout at `root`; `environ` is that of git, but for what would lead it elsewhere."""
         self.root = root
         self._proc = proc
+        self._environ = {name: text for name, text in environ.items() if name not in _FOREIGN} | _OURS
 
     def snapshot(self, *, exclude: Sequence[str] = ()) -> Snapshot:
         """Return what is released: the commit, or the tracked files as they stand.
@@ -110,24 +111,13 @@ class Checkout:
         return self._git(*words).decode().strip()
 
     def _git(self, *words: str, index: Path | None = None, stdin: bytes | None = None) -> bytes:
-        argv = _argv(words, index)
-        done = self._proc.run(argv, cwd=self.root, stdin=stdin)
-        if done.code == _NO_SUCH_PROGRAM:
-            raise ToolMissing(program="git")
+        environ = self._environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
+        done = self._proc.run(["git", *words], cwd=self.root, env=environ, stdin=stdin)
         if done.code != 0:
             message = f"git {words[0]} failed in {self.root}"
             advice = "" if words[0] == "log" else "mend what git says, then run the same command again"
             raise CheckoutError(message, tail=done.tail, advice=advice)
         return done.stdout
-
-
-def _argv(words: Sequence[str], index: Path | None) -> list[str]:
-    """Build the command; `env` sets variables without our having to know all the others."""
-    unset = [word for name in _FOREIGN for word in ("-u", name)]
-    variables = ["LC_ALL=C", "GIT_NO_REPLACE_OBJECTS=1", "GIT_OPTIONAL_LOCKS=0"]
-    if index:
-        variables.append(f"GIT_INDEX_FILE={index}")
-    return ["env", *unset, *variables, "git", *words]
 
 
 def _tree_file(line: bytes) -> TreeFile:

@@ -98,7 +98,7 @@ class Site:
     @property
     def checkout(self) -> Checkout:
         """The code: what git holds."""
-        return Checkout(self.root, self.proc)
+        return Checkout(self.root, self.proc, self.environ)
 
     @cached_property
     def snapshot(self) -> Snapshot:

@@ -1,8 +1,10 @@
 """Other people's programs that make a cluster: Kubernetes and CoreDNS, built once, and what Debian has.
 
-Kubernetes is built from its Go module at a pinned version, five minutes on two cores, into
-the tests' cache; nothing is downloaded but modules. 1.34 is the newest that takes cgroup v1
-without asking. What is missing on this machine is a skip that says how to get it.
+Both are built from their Go modules at pinned versions, in one go since they share most of
+what they are made of, five minutes on two cores, into the tests' cache; nothing is downloaded
+but modules. Of CoreDNS' plugins it has those alone that a cluster's `Corefile` names. 1.34 is
+the newest Kubernetes that takes cgroup v1 without asking. What is missing on this machine is
+a skip that says how to get it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from tests.docker import tools
 from tests.docker.tools import PLACE
 
 VERSION = "1.34.4"
+_COREDNS = "1.12.4"
 _COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+_DNS_PLUGINS = ("bind", "errors", "hosts", "template", "kubernetes")  # in the order that they are asked in
+_OURS = ("coredns", "pause")
 _BUILD_S = 1800
 # Each program, and the package of Debian that has it.
 _PACKAGED = {
@@ -76,16 +81,17 @@ def programs() -> Programs:
     alone = ["unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--mount-proc", "true"]
     if os.geteuid() != 0 or subprocess.run(alone, capture_output=True, check=False).returncode != 0:
         pytest.skip("a cluster makes namespaces and cgroups: that is for root, and in a container wants --privileged")
-    return Programs(kubernetes=_kubernetes(), coredns=tools.coredns(), pause=_pause())
+    folder = _built()
+    return Programs(kubernetes=folder, coredns=folder / "coredns", pause=folder / "pause")
 
 
-def _kubernetes() -> Path:
-    folder = PLACE / "bin" / f"kubernetes-{VERSION}"
+def _built() -> Path:
+    folder = PLACE / "bin" / f"kubernetes-{VERSION}-coredns-{_COREDNS}"
     with locked(PLACE / "bin.lock"):
-        if not all((folder / name).exists() for name in _COMMANDS):
+        if not all((folder / name).exists() for name in (*_COMMANDS, *_OURS)):
             print(f"building Kubernetes {VERSION}: five minutes, once", file=sys.stderr)  # noqa: T201 - people wait
             with tempfile.TemporaryDirectory(dir=PLACE) as scratch:
-                _build_kubernetes(Path(scratch))
+                _build(Path(scratch))
                 fresh = Path(scratch) / "bin"
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.parent.mkdir(exist_ok=True)
@@ -93,17 +99,39 @@ def _kubernetes() -> Path:
     return folder
 
 
-def _build_kubernetes(scratch: Path) -> None:
+def _build(scratch: Path) -> None:
     found = json.loads(_go(scratch, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
     (scratch / "go.mod").write_text(_module(Path(found["GoMod"]).read_text("utf-8")), "utf-8")
     packages = [f"k8s.io/kubernetes/cmd/{name}" for name in _COMMANDS]
     imports = "".join(f'\t_ "{package}"\n' for package in packages)
     (scratch / "tools.go").write_text(f"//go:build tools\n\npackage cluster\n\nimport (\n{imports})\n", "utf-8")
+    for name, text in zip(_OURS, (_dns(), _PAUSE), strict=True):
+        (scratch / name).mkdir()
+        (scratch / name / "main.go").write_text(text, "utf-8")
     _go(scratch, "mod", "tidy")
     major, minor, _ = VERSION.split(".")
     named = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor}
     flags = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in named.items())
-    _go(scratch, "build", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{scratch}/bin/", *packages)
+    ours = [f"./{name}" for name in _OURS]
+    _go(scratch, "build", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{scratch}/bin/", *packages, *ours)
+
+
+def _dns() -> str:
+    """Return CoreDNS' program as its documentation has it, with these plugins."""
+    imports = "".join(f'\t_ "github.com/coredns/coredns/plugin/{name}"\n' for name in _DNS_PLUGINS)
+    names = ", ".join(f'"{name}"' for name in _DNS_PLUGINS)
+    return f"""package main
+
+import (
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/coremain"
+{imports})
+
+func main() {{
+	dnsserver.Directives = []string{{{names}}}
+	coremain.Run()
+}}
+"""
 
 
 def _module(upstream: str) -> str:
@@ -112,20 +140,8 @@ def _module(upstream: str) -> str:
     assert go, "go.mod without a Go version"
     staging = sorted(set(re.findall(r"(\S+) => \./staging/", upstream)))
     replaced = "".join(f"\t{name} => {name} v0.{VERSION.partition('.')[2]}\n" for name in staging)
-    return f"module cluster\n\n{go[0]}\n\nrequire k8s.io/kubernetes v{VERSION}\n\nreplace (\n{replaced})\n"
-
-
-def _pause() -> Path:
-    """Return a static program that waits to be ended: what holds a pod's namespaces."""
-    program = PLACE / "bin" / "pause-1"
-    with locked(PLACE / "bin.lock"):
-        if not program.exists():
-            with tempfile.TemporaryDirectory(dir=PLACE) as scratch:
-                (Path(scratch) / "pause.go").write_text(_PAUSE, "utf-8")
-                _go(Path(scratch), "build", "-ldflags", "-s -w", "-o", "pause", "pause.go")
-                program.parent.mkdir(exist_ok=True)
-                (Path(scratch) / "pause").rename(program)
-    return program
+    required = f"\tk8s.io/kubernetes v{VERSION}\n\tgithub.com/coredns/coredns v{_COREDNS}\n"
+    return f"module cluster\n\n{go[0]}\n\nrequire (\n{required})\n\nreplace (\n{replaced})\n"
 
 
 def _go(folder: Path, *words: str) -> str:

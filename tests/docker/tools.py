@@ -17,7 +17,6 @@ import pytest
 from shipway.oci.staging import locked
 
 PLACE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shipway-tests"
-COREDNS = "github.com/coredns/coredns@v1.12.4"
 CRANE = "github.com/google/go-containerregistry/cmd/crane@v0.22.1"
 DISTRIBUTION = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
 ORAS = "oras.land/oras/cmd/oras@v1.3.6"
@@ -43,11 +42,6 @@ def crane() -> Path:
 def oras() -> Path:
     """Return oras, which reads what is attached to an image."""
     return _built(ORAS)
-
-
-def coredns() -> Path:
-    """Return CoreDNS, the name service of a cluster."""
-    return _built(COREDNS)
 
 
 def versitygw() -> Path:

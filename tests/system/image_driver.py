@@ -95,7 +95,7 @@ def run(asked: argparse.Namespace) -> dict[str, object]:
     proc, tell = Proc(), Mortal(asked.die_at)
     open_images = partial(_open_images, root=asked.checkout, proc=proc, tell=tell)
     images = Layout(asked.state / "images") if asked.repository == "layout" else open_images(asked.repository)
-    checkout = Checkout(asked.checkout, proc)
+    checkout = Checkout(asked.checkout, proc, os.environ)
     chosen, layer = model(asked.model, asked.model_size)
     compose = partial(
         image_stage.compose,

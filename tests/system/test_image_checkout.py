@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from shipway.artifacts import Commit, Snapshot
 from shipway.checkout import Checkout
-from shipway.errors import CheckoutError
+from shipway.errors import CheckoutError, ToolMissing
 from shipway.proc import Completed, Proc
 
 COMMITTED_S = 1_767_323_045
@@ -60,13 +61,13 @@ def test_snapshot_is_the_commit_when_nothing_changed(root: Path) -> None:
     (root / "app/a.py").touch()
     (root / "app/untracked.py").write_text("u")
 
-    assert Checkout(root, Proc()).snapshot() == _committed(root)
+    assert Checkout(root, Proc(), os.environ).snapshot() == _committed(root)
 
 
 def test_snapshot_asks_git_twice_when_nothing_changed(root: Path) -> None:
     proc = _Counting()
 
-    Checkout(root, proc).snapshot()
+    Checkout(root, proc, os.environ).snapshot()
 
     assert proc.asked == ["log", "status"]
 
@@ -85,13 +86,13 @@ def test_snapshot_is_dirty_when_a_submodule_stands_at_another_commit(root: Path,
     if what == "another commit":
         _git(root / "part", "commit", "--quiet", "--allow-empty", "--message", "two")
 
-    assert Checkout(root, Proc()).snapshot().dirty == (what == "another commit")
+    assert Checkout(root, Proc(), os.environ).snapshot().dirty == (what == "another commit")
 
 
 def test_snapshot_holds_a_new_file_when_it_is_staged(root: Path) -> None:
     (root / "app/new.py").write_text("n")
     _git(root, "add", "app/new.py")
-    checkout = Checkout(root, Proc())
+    checkout = Checkout(root, Proc(), os.environ)
 
     snapshot = checkout.snapshot()
 
@@ -102,7 +103,7 @@ def test_snapshot_holds_a_new_file_when_it_is_staged(root: Path) -> None:
 def test_snapshot_holds_files_as_they_stand_when_tracked_ones_changed(root: Path) -> None:
     (root / "app/a.py").write_text("c")  # as long as before, and in the same second
     (root / "app/b.py").unlink()
-    checkout = Checkout(root, Proc())
+    checkout = Checkout(root, Proc(), os.environ)
 
     snapshot = checkout.snapshot()
 
@@ -114,14 +115,14 @@ def test_snapshot_holds_files_as_they_stand_when_tracked_ones_changed(root: Path
 def test_snapshot_takes_excluded_paths_as_committed_when_they_changed(root: Path) -> None:
     (root / "store/model").write_text("a new version")
 
-    assert Checkout(root, Proc()).snapshot(exclude=["store"]) == _committed(root)
+    assert Checkout(root, Proc(), os.environ).snapshot(exclude=["store"]) == _committed(root)
 
 
 def test_index_and_checkout_are_untouched_when_a_snapshot_is_taken(root: Path) -> None:
     (root / "app/a.py").write_text("changed")
     before = (_git(root, "status", "--porcelain=v2"), (root / ".git/index").read_bytes())
 
-    Checkout(root, Proc()).snapshot()
+    Checkout(root, Proc(), os.environ).snapshot()
 
     assert ((_git(root, "status", "--porcelain=v2")), (root / ".git/index").read_bytes()) == before
 
@@ -131,7 +132,7 @@ def test_snapshot_is_of_this_checkout_when_a_hook_of_another_starts_us(
 ) -> None:
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other.index"))
-    expected = Checkout(root, Proc()).snapshot()
+    expected = Checkout(root, Proc(), os.environ).snapshot()
     monkeypatch.undo()
 
     assert expected == _committed(root)
@@ -139,7 +140,7 @@ def test_snapshot_is_of_this_checkout_when_a_hook_of_another_starts_us(
 
 def test_files_are_those_of_the_folder_when_the_project_is_a_part_of_the_checkout(root: Path) -> None:
     (root / "README").write_text("changed outside of the project")
-    checkout = Checkout(root / "app", Proc())
+    checkout = Checkout(root / "app", Proc(), os.environ)
 
     snapshot = checkout.snapshot()
 
@@ -152,7 +153,7 @@ def test_bytes_are_the_committed_ones_when_git_would_convert_them(root: Path) ->
     (root / "app/a.py").write_text("$Id$\n")
     _git(root, "add", "--all")
     _git(root, "commit", "--quiet", "--message", "attributes")
-    checkout = Checkout(root, Proc())
+    checkout = Checkout(root, Proc(), os.environ)
 
     assert _contents(checkout, checkout.snapshot().tree)["app/a.py"] == b"$Id$\n"
 
@@ -162,7 +163,7 @@ def test_untracked_are_named_when_git_neither_tracks_nor_ignores_them(root: Path
     for name in ("app/new.py", "app/x.log", "outside.py"):
         (root / name).touch()
 
-    assert Checkout(root, Proc()).untracked(["app"]) == ("app/new.py",)
+    assert Checkout(root, Proc(), os.environ).untracked(["app"]) == ("app/new.py",)
 
 
 @pytest.mark.parametrize("prepare", [lambda _: None, lambda root: _git(root, "init", "--quiet")], ids=["none", "empty"])
@@ -171,7 +172,7 @@ def test_checkout_is_refused_when_there_is_no_commit(tmp_path: Path, prepare: ob
         prepare(tmp_path)
 
     with pytest.raises(CheckoutError) as caught:
-        Checkout(tmp_path, Proc()).snapshot()
+        Checkout(tmp_path, Proc(), os.environ).snapshot()
     assert "at least one commit" in caught.value.next
     assert caught.value.tail.startswith("fatal: ")
 
@@ -184,7 +185,7 @@ def test_history_has_merges_for_what_was_merged_newest_first(root: Path) -> None
     _git(root, "merge", "--quiet", "--no-ff", "--message", "merged", "side")
     merged = _git(root, "rev-parse", "HEAD")
 
-    commits, whole = Checkout(root, Proc()).history(10)
+    commits, whole = Checkout(root, Proc(), os.environ).history(10)
 
     assert (commits, whole) == ((Commit(id=merged, time_s=COMMITTED_S), Commit(id=first, time_s=COMMITTED_S)), True)
 
@@ -193,6 +194,11 @@ def test_history_is_not_whole_when_the_clone_is_shallow_or_more_was_not_asked_fo
     _git(root, "commit", "--quiet", "--allow-empty", "--message", "second")
     _git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{root}", "shallow")
 
-    assert Checkout(root, Proc()).history(1)[1] is False
-    commits, whole = Checkout(tmp_path / "shallow", Proc()).history(10)
+    assert Checkout(root, Proc(), os.environ).history(1)[1] is False
+    commits, whole = Checkout(tmp_path / "shallow", Proc(), os.environ).history(10)
     assert (len(commits), whole) == (1, False)
+
+
+def test_tool_is_missing_when_there_is_no_git(tmp_path: Path) -> None:
+    with pytest.raises(ToolMissing, match="'git'"):
+        Checkout(tmp_path, Proc(), {"PATH": str(tmp_path)}).snapshot()

@@ -70,11 +70,11 @@ class Git:
 
 
 def _checkout(**files: str) -> Checkout:
-    return Checkout(Path(), Git({"Dockerfile": WHOLE} | files))
+    return Checkout(Path(), Git({"Dockerfile": WHOLE} | files), {})
 
 
 def _base(text: str = WHOLE, target: Target = TARGET, **build_args: str) -> Recipe:
-    return dockerfile.base(Checkout(Path(), Git({"Dockerfile": text})), "tree", target, build_args)
+    return dockerfile.base(Checkout(Path(), Git({"Dockerfile": text}), {}), "tree", target, build_args)
 
 
 def _whole(checkout: Checkout, *, model: Model = MODEL, objects: Iterable[Entry] = ()) -> Recipe:
@@ -148,7 +148,7 @@ def test_base_is_refused_when_there_is_no_such_stage() -> None:
 
 def test_base_is_refused_when_git_has_no_dockerfile() -> None:
     with pytest.raises(ConfigError, match="git has no file Dockerfile"):
-        dockerfile.base(Checkout(Path(), Git({})), "tree", TARGET, {})
+        dockerfile.base(Checkout(Path(), Git({}), {}), "tree", TARGET, {})
 
 
 # -- the whole ---------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def _compose(
     )
     return stage.compose(
         settings,
-        checkout=Checkout(folder, tools),
+        checkout=Checkout(folder, tools, {}),
         snapshot=snapshot,
         model=model or _model(1),
         model_bytes=model_bytes,
