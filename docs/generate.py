@@ -97,7 +97,7 @@ def _default(field: FieldInfo) -> str:
     value = field.default if field.default_factory is NODEFAULT else field.default_factory()
     if value is None:
         return "unset"
-    return f"`{json.dumps(value)}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{json.dumps(value)}`"
 
 
 def all_errors(root: type[errors.ShipwayError]) -> Iterator[type[errors.ShipwayError]]:

@@ -49,7 +49,7 @@ class SuiteSettings(Form, frozen=True, kw_only=True):
         "tests/app",
     )
     requirements: Annotated[str | None, Meta(description="Hash-locked requirements of the suite itself.")] = None
-    timeout_s: Annotated[Seconds, Meta(description="The suite is ended, and has failed, after this long.")] = 1800
+    timeout_s: Annotated[Seconds, Meta(description="The suite is ended, and has failed, after this long.")] = 1800.0
 
 
 class ModelSettings(Form, frozen=True, kw_only=True):
@@ -109,7 +109,7 @@ class ModelSettings(Form, frozen=True, kw_only=True):
     cache_gb: Annotated[
         Annotated[float, Meta(gt=0)],
         Meta(description="How much fetched models may take on this disk, besides those that are in use."),
-    ] = 20
+    ] = 20.0
 
 
 class ImageSettings(Form, frozen=True, kw_only=True):
@@ -168,10 +168,10 @@ class ServiceSettings(Form, frozen=True, kw_only=True):
         "/version"
     )
     build_field: Annotated[str, Meta(description="The build id's field in that JSON.")] = "build"
-    start_timeout_s: Annotated[Seconds, Meta(description="How long a version may take until it is ready.")] = 90
+    start_timeout_s: Annotated[Seconds, Meta(description="How long a version may take until it is ready.")] = 90.0
     drain_timeout_s: Annotated[
         Seconds, Meta(description="How long an old version may take to finish its requests.")
-    ] = 30
+    ] = 30.0
 
 
 class PushSettings(Form, frozen=True, kw_only=True):
@@ -226,7 +226,7 @@ class RolloutSettings(Form, frozen=True, kw_only=True):
         Command,
         Meta(description="Arguments that make the service accept on the shared socket `{fd}` (target `local`)."),
     ] = ("--bind", "fd://{fd}")
-    lock_s: Annotated[Seconds, Meta(description="A lock that is not renewed for this long may be taken over.")] = 30
+    lock_s: Annotated[Seconds, Meta(description="A lock that is not renewed for this long may be taken over.")] = 30.0
     proofs: Annotated[
         Annotated[int, Meta(ge=1)], Meta(description="How often in a row the right build must answer.")
     ] = 8
@@ -258,7 +258,7 @@ class RolloutSettings(Form, frozen=True, kw_only=True):
     ] = None
     address_timeout_s: Annotated[
         Seconds, Meta(description="How long a new address or name may take until it answers (target `kubernetes`).")
-    ] = 300
+    ] = 300.0
 
 
 class LoadCheckSettings(Form, frozen=True, kw_only=True):
@@ -277,14 +277,16 @@ class LoadCheckSettings(Form, frozen=True, kw_only=True):
         Annotated[float, Meta(gt=0)] | None,
         Meta(description="Requests per second in all; unset is as fast as answers come."),
     ] = None
-    seconds: Annotated[Seconds, Meta(description="How long the candidate is measured.")] = 10
-    public_seconds: Annotated[Seconds, Meta(description="How long the public address is measured after promotion.")] = 5
+    seconds: Annotated[Seconds, Meta(description="How long the candidate is measured.")] = 10.0
+    public_seconds: Annotated[Seconds, Meta(description="How long the public address is measured after promotion.")] = (
+        5.0
+    )
     warmup_seconds: Annotated[
         Annotated[float, Meta(ge=0)], Meta(description="Load before the measurement, not counted.")
-    ] = 2
+    ] = 2.0
     max_failure_ratio: Annotated[Ratio, Meta(description="Failed requests, as a share of all.")] = 0.0
     max_p95_ms: Annotated[Annotated[float, Meta(gt=0)], Meta(description="The slowest acceptable 95th percentile.")] = (
-        1000
+        1000.0
     )
     max_p95_growth: Annotated[
         Annotated[float, Meta(gt=1)] | None,
@@ -292,7 +294,7 @@ class LoadCheckSettings(Form, frozen=True, kw_only=True):
     ] = 2.0
     min_rate: Annotated[
         Annotated[float, Meta(ge=0)], Meta(description="The lowest acceptable requests per second.")
-    ] = 0
+    ] = 0.0
     min_requests: Annotated[Annotated[int, Meta(ge=1)], Meta(description="With fewer, the check is inconclusive.")] = 50
 
 

@@ -1,13 +1,15 @@
 """Documents: what was read, as the value that it should be, or everything that is wrong with it.
 
-A `Document` has its form in its annotations (PEP 593), and only what is read is held against
-it, not what code of ours puts together. Owns the words for what is wrong, which the library
-that checks, msgspec, has not for everybody. Fails with `Malformed`.
+A `Document` has its form in its annotations (PEP 593), and what is read is held against it;
+of what code of ours puts together only `__post_init__` is asked. Owns the words for what is
+wrong, since those of the library that checks, msgspec, are not for everybody. Fails with
+`Malformed`.
 https://jcristharif.com/msgspec/constraints.html
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -31,6 +33,7 @@ __all__ = [
     "keys",
     "parse",
     "plain",
+    "text",
 ]
 
 _T = TypeVar("_T")
@@ -38,10 +41,10 @@ _AT = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?", re.D
 _MISSING = re.compile(r"Object missing required field `(.+)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 _PATTERN = re.compile(r"Expected `str` matching regex '(.+)'")
-_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
+_REFUSALS = (msgspec.ValidationError, RecursionError, UnicodeEncodeError)  # the last, of half a surrogate pair
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True):
+class Document(Struct, frozen=True, kw_only=True):
     """A value that is read from JSON or TOML; keys that it does not know are passed over."""
 
 
@@ -79,7 +82,7 @@ def parse(kind: type[_T], data: bytes | str) -> _T:
         mistake = _told(str(error))
         raise Malformed(str(mistake), (mistake,)) from error
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-        raise Malformed(_lowered(str(error))) from error
+        raise Malformed(str(error)) from error
 
 
 def convert(kind: type[_T], value: object, *, texts: bool = False) -> _T:
@@ -89,19 +92,24 @@ def convert(kind: type[_T], value: object, *, texts: bool = False) -> _T:
     """
     try:
         return msgspec.convert(value, kind, strict=not texts, dec_hook=_made)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except _REFUSALS as error:
         mistakes = tuple(_mistakes(kind, value, "", texts=texts)) or (_told(str(error)),)
         raise Malformed("; ".join(map(str, mistakes)), mistakes) from error
 
 
 def plain(value: object) -> Any:
-    """Return a document as JSON has it: objects, arrays, texts, numbers."""
-    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=_unmade))
+    """Return a value as what `json.dumps` takes."""
+    return msgspec.to_builtins(value, enc_hook=_unmade)
 
 
-def encoded(value: object) -> bytes:
-    """Return a document as the bytes that are stored: JSON for people too."""
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_unmade), indent=1) + b"\n"
+def text(value: object) -> str:
+    """Return a value as JSON for people too; what no UTF-8 can hold becomes a question mark."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
+
+
+def encoded(document: Document) -> bytes:
+    """Return a document as the bytes that are stored, the same each time: JSON for people too."""
+    return msgspec.json.format(msgspec.json.encode(document, enc_hook=_unmade), indent=1) + b"\n"
 
 
 def keys(kind: type[Document]) -> tuple[str, ...]:
@@ -111,7 +119,7 @@ def keys(kind: type[Document]) -> tuple[str, ...]:
 
 def fields(kind: type[Document]) -> Mapping[str, msgspec.structs.FieldInfo]:
     """Return what a kind of document may hold, by its key; slower than `keys`."""
-    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    return {each.encode_name: each for each in msgspec.structs.fields(kind)}
 
 
 def is_document(kind: object) -> bool:
@@ -134,54 +142,62 @@ def _unmade(value: Any) -> str:
 
 
 def _mistakes(kind: Any, value: object, path: str, *, texts: bool) -> Iterator[Mistake]:
-    """Yield what is wrong, key by key; nothing where each is right by itself."""
+    """Yield what is wrong, key by key; of the whole, where each key is right by itself."""
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    inside: list[Mistake] = []
     if is_document(bare) and isinstance(value, Mapping):
-        known = fields(bare)
-        for name, each in known.items():
-            if name in value:
-                yield from _mistakes(each.type, value[name], _joined(path, name), texts=texts)
-            elif each.required:
-                yield Mistake(path=_joined(path, name), what="is missing", is_missing=True)
-        if bare.__struct_config__.forbid_unknown_fields:
-            unknown = [str(name) for name in value if name not in known]
-            yield from (Mistake(path=_joined(path, name), what="no such key", is_unknown=True) for name in unknown)
+        inside = list(_in_document(bare, value, path, texts=texts))
     elif get_origin(bare) in {dict, Mapping} and isinstance(value, Mapping):
         for name, each in value.items():
             for part, given in zip(get_args(bare), (name, each), strict=True):
-                yield from _mistakes(part, given, _joined(path, str(name)), texts=texts)
-    else:
-        try:
-            msgspec.convert(value, kind, strict=not texts, dec_hook=_made)
-        except (msgspec.ValidationError, RecursionError) as error:
-            yield _told(str(error), path, value, choices=_choices(kind))
+                inside += _mistakes(part, given, _joined(path, str(name)), texts=texts)
+    yield from inside
+    if inside:
+        return
+    try:
+        msgspec.convert(value, kind, strict=not texts, dec_hook=_made)
+    except _REFUSALS as error:
+        yield _told(str(error), path, value, choices=_choices(bare))
+
+
+def _in_document(kind: type[Document], value: Mapping[str, object], path: str, *, texts: bool) -> Iterator[Mistake]:
+    known = fields(kind)
+    for name, each in known.items():
+        if name in value:
+            yield from _mistakes(each.type, value[name], _joined(path, name), texts=texts)
+        elif each.required:
+            yield Mistake(path=_joined(path, name), what="is missing", is_missing=True)
+    for name in value:
+        if kind.__struct_config__.forbid_unknown_fields and name not in known:
+            yield Mistake(path=_joined(path, str(name)), what="no such key", is_unknown=True)
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
     """Return what may stand there, where only some values may."""
-    arguments = get_args(kind)
-    return arguments if get_origin(kind) is Literal else tuple(each for inner in arguments for each in _choices(inner))
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
-def _told(text: str, path: str = "", given: object = None, choices: tuple[Any, ...] = ()) -> Mistake:
+def _told(text: str, path: str = "", given: Any = None, choices: tuple[Any, ...] = ()) -> Mistake:
     """Say in our words what msgspec says in its own."""
     found = _AT.fullmatch(text)
     what, inner = (found["what"], found["path"] or "") if found else (text, "")
-    words = [path, *re.findall(r"[^.\[\]]+", inner.replace("[...]", ""))]
+    words = re.findall(r"[^.\[\]]+", inner.replace("[...]", ""))
     if missing := _MISSING.fullmatch(what):
-        return Mistake(path=_joined(*words, missing[1]), what="is missing", is_missing=True)
+        return Mistake(path=_joined(path, *words, missing[1]), what="is missing", is_missing=True)
     if unknown := _UNKNOWN.fullmatch(what):
-        return Mistake(path=_joined(*words, unknown[1]), what="no such key", is_unknown=True)
+        return Mistake(path=_joined(path, *words, unknown[1]), what="no such key", is_unknown=True)
+    for word in words:
+        given = (
+            given[int(word)] if isinstance(given, list | tuple) else given[word] if isinstance(given, dict) else None
+        )
     if pattern := _PATTERN.fullmatch(what):
         what = f"must match {pattern[1].replace(chr(92) * 2, chr(92)).removesuffix(chr(92) + 'Z')}$"
-    elif choice := _CHOICE.fullmatch(what):
-        what = f"is none of {', '.join(map(str, choices))}" if choices else f"{choice[1][:60]} is not known"
-    return Mistake(path=_joined(*words), what=_lowered(what), given=given)
+    elif choices:
+        what = f"is none of {', '.join(map(str, choices))}"
+    elif what.startswith("Expected "):
+        what = f"expected {what.removeprefix('Expected ').replace(' | null`', '`')}"
+    return Mistake(path=_joined(path, *words), what=what, given=given)
 
 
 def _joined(*words: str) -> str:
     return ".".join(word for word in words if word)
-
-
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -21,6 +21,7 @@ class ShipwayError(Exception):
 
     def __init__(self, message: str, *, tail: str = "", advice: str = "", serving: str = "") -> None:
         """Build the error from what failed, the tool's last lines, what to type, what is live."""
+        message = message.encode("utf-8", "backslashreplace").decode()  # others' words may hold half a surrogate pair
         super().__init__(message)
         self.message = message
         self.tail = tail

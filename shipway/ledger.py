@@ -11,7 +11,6 @@ nothing else.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import tempfile
@@ -243,7 +242,7 @@ class FileSlot:
     def write(self, holder: Holder, seen: Seen) -> bool:
         """See `Slot.write`."""
         number = int(seen.etag or 0) + 1
-        if not self._changes.create(number, json.dumps(documents.plain(holder), indent=1) + "\n"):
+        if not self._changes.create(number, documents.text(holder)):
             return False
         there = self._changes.all()
         last = max(there)
@@ -318,7 +317,7 @@ class Ledger:
             began=self._clock(),
             facts=facts,
         )
-        while not self._records.create(record.number, _text(record)):
+        while not self._records.create(record.number, documents.text(record)):
             record = replace(record, number=record.number + 1)
         return Attempt(record, self._records, self._clock)
 
@@ -339,7 +338,7 @@ class Ledger:
             and (proc.gone(record.pid, record.process) if record.host == socket.gethostname() else self._records.shared)
         )
         for record in dead:
-            self._records.replace(record.number, _text(record))
+            self._records.replace(record.number, documents.text(record))
         return dead
 
 
@@ -363,7 +362,7 @@ class Attempt:
         return self.record
 
     def _write(self, record: Record) -> None:
-        self._records.replace(record.number, _text(record))
+        self._records.replace(record.number, documents.text(record))
         self.record = record
 
 
@@ -406,10 +405,6 @@ class FileRecords:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:04}.json"
-
-
-def _text(record: Record) -> str:
-    return json.dumps(documents.plain(record), indent=1) + "\n"
 
 
 def _parsed(number: int, data: bytes) -> Record | None:

@@ -101,7 +101,7 @@ class Shelf:
             home=workers.folder / "home",
             mark=str(workers.start),
         )
-        write(workers.start, json.dumps(documents.plain(start), indent=1))
+        write(workers.start, documents.text(start))
 
     def all(self) -> tuple[Workers, ...]:
         """Return the sets that are remembered, oldest first."""

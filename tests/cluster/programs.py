@@ -9,6 +9,7 @@ a skip that says how to get it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -86,10 +87,11 @@ def programs() -> Programs:
 
 
 def _built() -> Path:
-    folder = PLACE / "bin" / f"kubernetes-{VERSION}-coredns-{_COREDNS}"
+    ours = hashlib.sha256((_dns() + _PAUSE).encode()).hexdigest()[:12]
+    folder = PLACE / "bin" / f"kubernetes-{VERSION}-coredns-{_COREDNS}-{ours}"
     with locked(PLACE / "bin.lock"):
         if not all((folder / name).exists() for name in (*_COMMANDS, *_OURS)):
-            print(f"building Kubernetes {VERSION}: five minutes, once", file=sys.stderr)  # noqa: T201 - people wait
+            print(f"building Kubernetes {VERSION} and CoreDNS: five minutes, once", file=sys.stderr)  # noqa: T201 - people wait
             with tempfile.TemporaryDirectory(dir=PLACE) as scratch:
                 _build(Path(scratch))
                 fresh = Path(scratch) / "bin"

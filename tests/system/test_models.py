@@ -111,7 +111,7 @@ def test_publish_reads_the_signature_from_the_model(catalogue: Catalogue, tmp_pa
         model_folder.make(tmp_path / "folder"), name="adds", publisher="ada", tell=Console()
     ).version
 
-    told = documents.plain(published)
+    told = json.loads(documents.encoded(published))
     assert {key: told[key] for key in ("inputs", "outputs", "golden", "card")} == {
         "inputs": [{"name": "x", "type": "float32", "shape": [None, 2]}],
         "outputs": [{"name": "y", "type": "float32", "shape": [None, 2]}],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from shipway import documents
 from shipway.config import load
 from shipway.errors import ConfigError
 
@@ -106,7 +108,7 @@ def test_load_says_so_when_there_is_no_file(tmp_path: Path) -> None:
     [
         ("image.python", "3.13", "3.13"),
         ("loadcheck.seconds", "2.5", 2.5),
-        ("test.command", '["pytest", "-q"]', ["pytest", "-q"]),
+        ("test.command", '["pytest", "-q"]', ("pytest", "-q")),
         ("image.build_args", '{ PYTHON_IMAGE = "mine" }', {"PYTHON_IMAGE": "mine"}),
     ],
 )
@@ -118,3 +120,26 @@ def test_variable_has_the_type_of_its_setting_when_it_is_text_or_toml(
     loaded = load(_project(tmp_path), environment=None, environ={variable: text})
 
     assert [found for key, found, _ in loaded.rows() if key == path] == [value]
+
+
+@pytest.mark.parametrize("text", ["\udcff", "/srv/\udce9"])
+def test_load_bears_a_variable_that_is_no_utf8(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.port = .*\(from environment\)"):
+        load(_project(tmp_path), environment=None, environ={"SHIPWAY_ROLLOUT_PORT": text})
+
+    loaded = load(_project(tmp_path), environment=None, environ={"SHIPWAY_MODEL_STORE": text})
+    assert ("model.store", text, "environment") in list(loaded.rows())
+
+
+def test_a_default_is_the_same_as_its_value_when_somebody_writes_it(tmp_path: Path) -> None:
+    plain = load(_project(tmp_path), environment=None, environ={})
+    written = {
+        f"SHIPWAY_{path.replace('.', '_').upper()}": str(value)
+        for path, value, _ in plain.rows()
+        if isinstance(value, int | float)
+    }
+
+    again = load(tmp_path, environment=None, environ=written)
+
+    assert written
+    assert json.dumps(documents.plain(again.settings)) == json.dumps(documents.plain(plain.settings))

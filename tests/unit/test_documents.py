@@ -34,6 +34,7 @@ class Whole(Form, frozen=True, kw_only=True):
     digest: Digest = DIGEST
     anything: Any = field(default=UNSET, name="any")
     text: str | UnsetType = UNSET
+    size: float | None = None
 
 
 class Loose(Document, frozen=True, kw_only=True):
@@ -72,6 +73,9 @@ WRONG: list[tuple[Any, list[str]]] = [
             "extra: no such key",
         ],
     ),
+    ({"part": {"count": 13}, "kind": 3}, ["part: is unlucky", "kind: is none of one, two"]),
+    ({"part": {"count": 1}, "size": "x"}, ["size: expected `float`, got `str`"]),
+    ({"part": {"count": 1}, "text": 3}, ["text: expected `str`, got `int`"]),
 ]
 
 
@@ -108,10 +112,11 @@ def test_parse_refuses_what_convert_refuses(value: object) -> None:
 
 def test_mistake_says_what_was_given_and_of_which_kind_it_is() -> None:
     with pytest.raises(Malformed) as caught:
-        documents.convert(Whole, {"part": {"count": "x"}, "extra": 1})
+        documents.convert(Whole, {"part": {"count": "x"}, "parts": [{"count": 1, "name": 3}], "extra": 1})
 
     assert caught.value.mistakes == (
         Mistake(path="part.count", what="expected `int`, got `str`", given="x"),
+        Mistake(path="parts.0.name", what="expected `str`, got `int`", given=3),
         Mistake(path="extra", what="no such key", is_unknown=True),
     )
 
@@ -124,6 +129,20 @@ def test_parse_says_so_when_it_is_no_json(data: str | bytes) -> None:
         documents.parse(Loose, data)
 
     assert len(caught.value.mistakes) == (1 if data == "[" * 200_000 else 0)
+
+
+@pytest.mark.parametrize(
+    "value", [{"part": {"count": "\ud800"}}, {"part": {"count": 1}, "\ud800": 1}, {"kind": "\ud800"}]
+)
+def test_convert_bears_half_a_surrogate_pair(value: object) -> None:
+    with pytest.raises(Malformed):
+        documents.convert(Whole, value, texts=True)
+
+
+def test_text_can_be_read_back_whatever_it_holds() -> None:
+    data = documents.text(Part(count=1, name="a\ud800é"))
+
+    assert json.loads(data.encode()) == {"count": 1, "name": "a?é"}
 
 
 def test_parse_bears_any_depth() -> None:
@@ -148,7 +167,7 @@ def test_encoded_is_read_back_and_is_for_people_too() -> None:
     data = documents.encoded(made)
 
     assert documents.parse(Whole, data) == made
-    assert documents.plain(made) == json.loads(data)
+    assert json.loads(json.dumps(documents.plain(made))) == json.loads(documents.text(made)) == json.loads(data)
     assert data.startswith(b'{\n "part": {\n  "count": 3,\n')
     assert data.endswith(b"}\n")
     assert b"text" not in data

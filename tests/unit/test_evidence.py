@@ -82,7 +82,7 @@ def test_statement_says_who_when_from_what_and_which_suite_passed(images: Images
                     "dirty": False,
                     "model": {"name": "net", "version": 1},
                     "image": {
-                        **documents.plain(SETTINGS.image),
+                        **json.loads(documents.text(SETTINGS.image)),
                         "environment": ["COLOUR"],
                         "build_args": ["MIRROR"],
                     },
