@@ -6,6 +6,7 @@ mistake is told at once, with its key path and the nearest valid key. Each value
 where it came from. `docs/settings.md` is generated from this module.
 """
 
+# Annotations are no texts here (PEP 563): to make types of texts takes longer than to read the settings.
 import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ RESERVED = frozenset({"SHIPWAY_ENV", "SHIPWAY_BUILD"})
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z", max_length=100)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 UrlPath = Annotated[str, Meta(pattern=r"^/\S*\Z")]
 AzureCredential = Literal["cli", "managed_identity", "workload_identity", "environment", "certificate"]
@@ -107,7 +109,7 @@ class ModelSettings(Form, frozen=True, kw_only=True):
         str | None, Meta(description="A PEM file: the certificate authority of a store that no public one vouches for.")
     ] = None
     cache_gb: Annotated[
-        Annotated[float, Meta(gt=0)],
+        Positive,
         Meta(description="How much fetched models may take on this disk, besides those that are in use."),
     ] = 20.0
 
@@ -129,12 +131,14 @@ class ImageSettings(Form, frozen=True, kw_only=True):
     ] = "scratch"
     build_args: Annotated[Mapping[str, str], Meta(description="Build arguments for the Dockerfile; no secrets.")] = {}
     python: Annotated[
-        Annotated[str, Meta(pattern=r"^(host|3\.\d+)\Z")],
-        Meta(description="The image's Python, such as `3.13`; `host` is this machine's."),
+        str,
+        Meta(pattern=r"^(host|3\.\d+)\Z", description="The image's Python, such as `3.13`; `host` is this machine's."),
     ] = "host"
     platform: Annotated[
-        Annotated[str, Meta(pattern=r"^(host|linux/amd64|linux/arm64)\Z")],
-        Meta(description="The image's platform; `host` is this machine's."),
+        str,
+        Meta(
+            pattern=r"^(host|linux/amd64|linux/arm64)\Z", description="The image's platform; `host` is this machine's."
+        ),
     ] = "host"
     compression: Annotated[
         Literal["none", "stored"],
@@ -211,8 +215,11 @@ class PushSettings(Form, frozen=True, kw_only=True):
         Meta(description="A PEM file: the certificate authority of a registry that no public one vouches for."),
     ] = None
     keep: Annotated[
-        Annotated[int, Meta(ge=2)],
-        Meta(description="Images kept besides those that run: so many that served, and so many that were pushed last."),
+        int,
+        Meta(
+            ge=2,
+            description="Images kept besides those that run: so many that served, and so many that were pushed last.",
+        ),
     ] = 10
 
 
@@ -227,9 +234,7 @@ class RolloutSettings(Form, frozen=True, kw_only=True):
         Meta(description="Arguments that make the service accept on the shared socket `{fd}` (target `local`)."),
     ] = ("--bind", "fd://{fd}")
     lock_s: Annotated[Seconds, Meta(description="A lock that is not renewed for this long may be taken over.")] = 30.0
-    proofs: Annotated[
-        Annotated[int, Meta(ge=1)], Meta(description="How often in a row the right build must answer.")
-    ] = 8
+    proofs: Annotated[int, Meta(ge=1, description="How often in a row the right build must answer.")] = 8
     context: Annotated[
         str | None,
         Meta(description="The context of kubectl's configuration; never the current one (target `kubernetes`)."),
@@ -272,30 +277,24 @@ class LoadCheckSettings(Form, frozen=True, kw_only=True):
             "and what the users import."
         ),
     ] = "loadtests/requirements.txt"
-    users: Annotated[Annotated[int, Meta(ge=1, le=10_000)], Meta(description="Simulated users at once.")] = 4
+    users: Annotated[int, Meta(ge=1, le=10_000, description="Simulated users at once.")] = 4
     rate: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
+        Positive | None,
         Meta(description="Requests per second in all; unset is as fast as answers come."),
     ] = None
     seconds: Annotated[Seconds, Meta(description="How long the candidate is measured.")] = 10.0
     public_seconds: Annotated[Seconds, Meta(description="How long the public address is measured after promotion.")] = (
         5.0
     )
-    warmup_seconds: Annotated[
-        Annotated[float, Meta(ge=0)], Meta(description="Load before the measurement, not counted.")
-    ] = 2.0
+    warmup_seconds: Annotated[float, Meta(ge=0, description="Load before the measurement, not counted.")] = 2.0
     max_failure_ratio: Annotated[Ratio, Meta(description="Failed requests, as a share of all.")] = 0.0
-    max_p95_ms: Annotated[Annotated[float, Meta(gt=0)], Meta(description="The slowest acceptable 95th percentile.")] = (
-        1000.0
-    )
+    max_p95_ms: Annotated[float, Meta(gt=0, description="The slowest acceptable 95th percentile.")] = 1000.0
     max_p95_growth: Annotated[
         Annotated[float, Meta(gt=1)] | None,
         Meta(description="The 95th percentile may be this many times the last release's."),
     ] = 2.0
-    min_rate: Annotated[
-        Annotated[float, Meta(ge=0)], Meta(description="The lowest acceptable requests per second.")
-    ] = 0.0
-    min_requests: Annotated[Annotated[int, Meta(ge=1)], Meta(description="With fewer, the check is inconclusive.")] = 50
+    min_rate: Annotated[float, Meta(ge=0, description="The lowest acceptable requests per second.")] = 0.0
+    min_requests: Annotated[int, Meta(ge=1, description="With fewer, the check is inconclusive.")] = 50
 
 
 class Settings(Form, frozen=True, kw_only=True):
