@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -280,10 +281,14 @@ def installed_azurite() -> Path:
             npm = shutil.which("npm")
             if not npm:
                 pytest.skip(f"there is no npm to install Azurite: install Node 20, or npm install azurite@{_AZURITE}")
-            argv = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(place)]
-            done = subprocess.run([*argv, f"azurite@{_AZURITE}"], capture_output=True, timeout=_INSTALL_S, check=False)
-            if done.returncode != 0:
-                pytest.skip(f"npm install azurite@{_AZURITE} failed: {done.stderr.decode()[-300:]}")
+            with tempfile.TemporaryDirectory(dir=PLACE) as scratch:  # one that is killed leaves half of a program
+                argv = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", f"{scratch}/new"]
+                wanted = f"azurite@{_AZURITE}"
+                done = subprocess.run([*argv, wanted], capture_output=True, timeout=_INSTALL_S, check=False)
+                if done.returncode != 0:
+                    pytest.skip(f"npm install {wanted} failed: {done.stderr.decode()[-300:]}")
+                shutil.rmtree(place, ignore_errors=True)
+                Path(scratch, "new").rename(place)
     return program
 
 
