@@ -167,11 +167,32 @@ class S3Server:
         }
 
 
+# moto looks at `If-Match` and then writes, in as many threads as there are connections; S3 does that as one.
+_MOTO = """
+import sys, threading
+from moto import server
+from moto.s3.responses import S3Response
+
+one = threading.RLock()
+
+def alone(name):
+    plain = getattr(S3Response, name)
+    def held(*args, **kwargs):
+        with one:
+            return plain(*args, **kwargs)
+    setattr(S3Response, name, held)
+
+for name in ("put_object", "_key_response_delete", "_key_response_post"):
+    alone(name)
+server.main(sys.argv[1:])
+"""
+
+
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Start moto's S3 server with one bucket, all in memory."""
     port = free_port()
-    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    argv = [sys.executable, "-c", _MOTO, "-H", "127.0.0.1", "-p", str(port)]
     with _serving_s3(argv, folder, port, rb"Running on", {"PYTHONWARNINGS": "ignore"}) as running:
         yield running
 
