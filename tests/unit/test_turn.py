@@ -16,7 +16,7 @@ import pytest
 from shipway import documents
 from shipway.artifacts import Digest, ModelRef, Version
 from shipway.console import Console
-from shipway.errors import Interrupted, LoadCheckFailed, LockLost, RefusedBefore, UndoFailed
+from shipway.errors import Interrupted, LoadCheckFailed, LockLost, RefusedBefore, UndoFailed, WrongBuild
 from shipway.ledger import FileRecords, FileSlot, Ledger, Lock, Record
 from shipway.proc import signals_as_errors
 from shipway.targets import Live
@@ -199,3 +199,10 @@ def _record(number: int, outcome: str, version: Version, previous: Version | Non
         outcome=cast("None", outcome),
         facts=facts,
     )
+
+
+def test_an_error_can_be_printed_and_written_down_whatever_a_service_said() -> None:
+    error = WrongBuild("build \ud83d answered")
+
+    assert error.message.encode() == b"build \\ud83d answered"
+    assert str(error).startswith(error.message)
