@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -29,7 +30,6 @@ __all__ = [
     "encoded",
     "field",  # a field that has another name in JSON
     "fields",
-    "is_document",
     "keys",
     "parse",
     "plain",
@@ -93,7 +93,7 @@ def convert(kind: type[_T], value: object, *, texts: bool = False) -> _T:
     try:
         return msgspec.convert(value, kind, strict=not texts, dec_hook=_made)
     except _REFUSALS as error:
-        mistakes = tuple(_mistakes(kind, value, "", texts=texts)) or (_told(str(error)),)
+        mistakes = tuple(_mistakes(kind, value, "", texts=texts))
         raise Malformed("; ".join(map(str, mistakes)), mistakes) from error
 
 
@@ -117,14 +117,10 @@ def keys(kind: type[Document]) -> tuple[str, ...]:
     return kind.__struct_encode_fields__
 
 
+@cache
 def fields(kind: type[Document]) -> Mapping[str, msgspec.structs.FieldInfo]:
     """Return what a kind of document may hold, by its key; slower than `keys`."""
     return {each.encode_name: each for each in msgspec.structs.fields(kind)}
-
-
-def is_document(kind: object) -> bool:
-    """Whether it is a kind of document."""
-    return isinstance(kind, type) and issubclass(kind, Document)
 
 
 def _made(kind: type[Any], value: Any) -> Any:
@@ -145,7 +141,7 @@ def _mistakes(kind: Any, value: object, path: str, *, texts: bool) -> Iterator[M
     """Yield what is wrong, key by key; of the whole, where each key is right by itself."""
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     inside: list[Mistake] = []
-    if is_document(bare) and isinstance(value, Mapping):
+    if isinstance(bare, type) and issubclass(bare, Document) and isinstance(value, Mapping):
         inside = list(_in_document(bare, value, path, texts=texts))
     elif get_origin(bare) in {dict, Mapping} and isinstance(value, Mapping):
         for name, each in value.items():
@@ -187,9 +183,7 @@ def _told(text: str, path: str = "", given: Any = None, choices: tuple[Any, ...]
     if unknown := _UNKNOWN.fullmatch(what):
         return Mistake(path=_joined(path, *words, unknown[1]), what="no such key", is_unknown=True)
     for word in words:
-        given = (
-            given[int(word)] if isinstance(given, list | tuple) else given[word] if isinstance(given, dict) else None
-        )
+        given = _inside(given, word)
     if pattern := _PATTERN.fullmatch(what):
         what = f"must match {pattern[1].replace(chr(92) * 2, chr(92)).removesuffix(chr(92) + 'Z')}$"
     elif choices:
@@ -197,6 +191,13 @@ def _told(text: str, path: str = "", given: Any = None, choices: tuple[Any, ...]
     elif what.startswith("Expected "):
         what = f"expected {what.removeprefix('Expected ').replace(' | null`', '`')}"
     return Mistake(path=_joined(path, *words), what=what, given=given)
+
+
+def _inside(given: Any, word: str) -> Any:
+    """Return what stands at a key or an index of what was given; nothing where that cannot be said."""
+    if isinstance(given, list | tuple):
+        return given[int(word)]
+    return given[word] if isinstance(given, dict) else None
 
 
 def _joined(*words: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pytest
-from msgspec.structs import replace
 
 from shipway import documents
 from shipway.artifacts import Digest
@@ -171,7 +170,3 @@ def test_encoded_is_read_back_and_is_for_people_too() -> None:
     assert data.startswith(b'{\n "part": {\n  "count": 3,\n')
     assert data.endswith(b"}\n")
     assert b"text" not in data
-
-
-def test_changed_changes_that_alone() -> None:
-    assert replace(Part(count=1), name="b") == Part(count=1, name="b")
