@@ -191,7 +191,7 @@ def _deployment() -> dict[str, Any]:
         "image": NAME,
         "ports": [{"containerPort": 8080}],
         "readinessProbe": probe,
-        "lifecycle": {"preStop": {"sleep": {"seconds": 4}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": 6}}},
         "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}},
     }
     spread = {
