@@ -8,6 +8,7 @@ Every failure is a `CheckoutError` with git's own last lines.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,6 +91,15 @@ class Checkout:
         """Return the files of `tree` in `folder` (or the file of that name), sorted by path."""
         listed = self._git("ls-tree", "-r", "-z", "--long", tree, "--", folder)
         return tuple(sorted((_tree_file(line) for line in listed.split(b"\0") if line), key=lambda file: file.path))
+
+    def file(self, tree: str, path: str) -> bytes | None:
+        """Return the bytes of one file of `tree`, or nothing where there is none of this path."""
+        if "\n" in path:  # each line asks for a file of its own
+            return None
+        answer = self._git("cat-file", "--batch", stdin=f"{tree}:./{path}\n".encode())
+        header, _, rest = answer.partition(b"\n")
+        found = re.fullmatch(rb"[0-9a-f]+ blob ([0-9]+)", header)
+        return rest[: int(found[1])] if found else None
 
     def read(self, files: Iterable[TreeFile]) -> Iterator[tuple[TreeFile, bytes]]:
         """Yield each file with its committed bytes: of a symlink, its target."""

@@ -116,10 +116,9 @@ def _instructions(lines: Iterable[str]) -> Iterator[tuple[int, int, str]]:
 
 
 def _read(checkout: Checkout, tree: str, name: str) -> bytes:
-    found = [file for file in checkout.files(tree, name) if file.path == name]
-    for _, data in checkout.read(found):
-        return data
-    raise ConfigError(f"git has no file {name}, which [image] names", advice=f"git add {name}; git commit")
+    if (data := checkout.file(tree, name)) is None:
+        raise ConfigError(f"git has no file {name}, which [image] names", advice=f"git add {name}; git commit")
+    return data
 
 
 def _words(build_args: Mapping[str, str]) -> list[str]:

@@ -289,9 +289,9 @@ def _warn_of_untracked(folders: Sequence[str], checkout: Checkout, tell: Tell) -
 
 
 def _lock(name: str, checkout: Checkout, snapshot: Snapshot, setting: str) -> bytes:
-    for _, data in checkout.read(file for file in checkout.files(snapshot.tree, name) if file.path == name):
-        return data
-    raise ImageError(f"git has no file {name}, which {setting} names", advice=f"git add {name}; git commit")
+    if (data := checkout.file(snapshot.tree, name)) is None:
+        raise ImageError(f"git has no file {name}, which {setting} names", advice=f"git add {name}; git commit")
+    return data
 
 
 def _summary(image: Image) -> str:

@@ -112,6 +112,19 @@ def test_snapshot_holds_files_as_they_stand_when_tracked_ones_changed(root: Path
     assert snapshot.label.endswith("-dirty")
 
 
+@pytest.mark.parametrize("path", ["app", "app/c.py", "README/a", "README\nx"])
+def test_file_is_nothing_when_git_has_none_of_this_path(root: Path, path: str) -> None:
+    checkout = Checkout(root, Proc(), os.environ)
+
+    assert checkout.file("HEAD", path) is None
+
+
+def test_file_is_the_committed_one_below_the_root_when_the_root_is_a_folder_of_the_checkout(root: Path) -> None:
+    (root / "app/a.py").write_text("changed")
+
+    assert Checkout(root / "app", Proc(), os.environ).file("HEAD", "a.py") == b"a"
+
+
 def test_snapshot_takes_excluded_paths_as_committed_when_they_changed(root: Path) -> None:
     (root / "store/model").write_text("a new version")
 

@@ -64,9 +64,15 @@ class Git:
         )
 
     def _read(self, wanted: bytes) -> bytes:
-        by_id = {Digest.of(data).hex: data for data in self.files.values()}
-        found = [(name, by_id[name]) for name in wanted.decode().split()]
-        return b"".join(f"{name} blob {len(data)}\n".encode() + data + b"\n" for name, data in found)
+        found = {Digest.of(data).hex: data for data in self.files.values()}
+        found |= {f"tree:./{path.rstrip('*@')}": data for path, data in self.files.items()}
+        return b"".join(_object(name, found.get(name)) for name in wanted.decode().split())
+
+
+def _object(name: str, data: bytes | None) -> bytes:
+    if data is None:
+        return f"{name} missing\n".encode()
+    return f"{Digest.of(data).hex} blob {len(data)}\n".encode() + data + b"\n"
 
 
 def _checkout(**files: str) -> Checkout:

@@ -54,8 +54,14 @@ class Tools:
 
     def _read(self, wanted: bytes) -> bytes:
         by_id = {Digest.of(data).hex: data for data in self.files.values()}
-        found = [(name, by_id[name]) for name in wanted.decode().split()]
-        return b"".join(f"{name} blob {len(data)}\n".encode() + data + b"\n" for name, data in found)
+        names = (name.partition(":./")[2] or name for name in wanted.decode().split())
+        return b"".join(_object(name, {**by_id, **self.files}.get(name)) for name in names)
+
+
+def _object(name: str, data: bytes | None) -> bytes:
+    if data is None:
+        return f"{name} missing\n".encode()
+    return f"{Digest.of(data).hex} blob {len(data)}\n".encode() + data + b"\n"
 
 
 def _model(version: int) -> Model:
@@ -123,7 +129,7 @@ def test_neither_app_nor_uv_is_touched_when_the_tree_is_known(tmp_path: Path) ->
     again = _compose(tmp_path, tools)
 
     assert again.image == first.image
-    assert tools.asked == ["ls-files", "ls-tree", "cat-file"]  # the last two for the lock
+    assert tools.asked == ["ls-files", "cat-file"]  # the last for the lock
     app = first.image.layers[-1].descriptor.digest
     assert list(again.sources[app]()) == list(first.sources[app]())
 
