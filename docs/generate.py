@@ -47,12 +47,14 @@ def errors_page() -> str:
     lines = [
         "# Errors and exit codes",
         NOTE,
-        "The tens digit is the stage. Up to 49 nothing that serves was touched; from 50 to 69 the attempt was undone",
-        "and the previous version serves; after 70 a person is needed.",
+        "The tens digit is the stage. Up to 49 nothing that serves was touched, but for `LockLost`: whoever has the",
+        "lock now decides, and `invoke status` tells. From 50 to 69 what serves is what served before: an attempt that",
+        "had begun was undone. 70: a person is needed.",
         "",
         "| exit | error | meaning | what to do |",
         "| --- | --- | --- | --- |",
         "| 0 | | Released, or nothing needed doing. | |",
+        "| 1 | | Invoke knows no such task or flag; or shipway has a fault, and shows its trace. | |",
     ]
     for error in sorted(all_errors(errors.ShipwayError), key=lambda error: (error.code, error.__name__)):
         meaning = (inspect.getdoc(error) or "").splitlines()[0]

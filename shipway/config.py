@@ -31,6 +31,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 UrlPath = Annotated[str, Meta(pattern=r"^/\S*\Z")]
 AzureCredential = Literal["cli", "managed_identity", "workload_identity", "environment", "certificate"]
+_CREDENTIALS = "`cli`, `managed_identity`, `workload_identity`, `environment` or `certificate`"
 Label = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z", max_length=40)]
 Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+\Z")]
 Command = Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -84,7 +85,7 @@ class ModelSettings(Form, frozen=True, kw_only=True):
         str, Meta(description="The variable that holds that private key (PEM) where no file does.")
     ] = "MODEL_SIGNING_KEY"
     azure_credential: Annotated[
-        AzureCredential, Meta(description="The one Azure credential that the store is read with.")
+        AzureCredential, Meta(description=f"The one Azure credential that the store is read with: {_CREDENTIALS}.")
     ] = "cli"
     token_variable: Annotated[str, Meta(description="The variable that holds MLflow's token.")] = (
         "MLFLOW_TRACKING_TOKEN"  # noqa: S105 - its name
@@ -191,9 +192,9 @@ class PushSettings(Form, frozen=True, kw_only=True):
     login: Annotated[
         Literal["auto", "anonymous", "environment", "docker", "azure"],
         Meta(
-            description="Where the registry's credential comes from: the two variables below, Docker's configuration "
-            "and its credential helpers, or Azure. `auto` takes the variables where they are set, else Docker's, "
-            "else none."
+            description="Where the registry's credential comes from: `environment` (the two variables below), `docker` "
+            "(its configuration and credential helpers), `azure`, `anonymous` (none), or `auto`: the variables where "
+            "they are set, else Docker's, else none."
         ),
     ] = "auto"
     user_variable: Annotated[str, Meta(description="The variable that holds the user's name.")] = "REGISTRY_USER"
@@ -201,7 +202,7 @@ class PushSettings(Form, frozen=True, kw_only=True):
         "REGISTRY_PASSWORD"  # noqa: S105 - its name
     )
     azure_credential: Annotated[
-        AzureCredential, Meta(description='The one Azure credential that `login = "azure"` uses.')
+        AzureCredential, Meta(description=f'The one Azure credential that `login = "azure"` uses: {_CREDENTIALS}.')
     ] = "cli"
     token_services: Annotated[
         tuple[str, ...],
@@ -226,7 +227,9 @@ class PushSettings(Form, frozen=True, kw_only=True):
 class RolloutSettings(Form, frozen=True, kw_only=True):
     """`[rollout]`: where versions run."""
 
-    target: Annotated[Literal["local", "kubernetes", "swarm"], Meta(description="What runs them.")] = "local"
+    target: Annotated[
+        Literal["local", "kubernetes", "swarm"], Meta(description="What runs them: `local` or `kubernetes`.")
+    ] = "local"
     host: Annotated[str, Meta(description="The public address on this machine (target `local`).")] = "127.0.0.1"
     port: Annotated[Port, Meta(description="The public port on this machine (target `local`).")] = 8080
     listen: Annotated[

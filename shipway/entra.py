@@ -118,7 +118,7 @@ def _azure_identity(name: str, *, setting: str, environ: Mapping[str, str]) -> T
     except ImportError as error:
         raise LoginMissing(
             f"{setting} needs azure-identity, which is not installed",
-            advice="pip install 'shipway[azure]', then invoke doctor",
+            advice="pip install '.[azure]' in a clone of shipway, then invoke doctor",
         ) from error
     logging.getLogger("azure").addHandler(logging.NullHandler())  # else it tells stderr too what our error says
     made: TokenSource = getattr(azure, name)(**_arguments(name, environ))

@@ -49,7 +49,7 @@ class NotConfigured(ShipwayError):
     """The environment does not say what this task needs."""
 
     code = 2
-    advice = "docs/settings.md lists what release.toml can hold"
+    advice = "see docs/settings.md for what release.toml can hold"
 
 
 class ToolMissing(ShipwayError):
@@ -417,7 +417,7 @@ class UndoFailed(ShipwayError):
     """Going back failed: a person is needed."""
 
     code = 70
-    advice = "docs/operating.md, 'undo by hand'"
+    advice = "see docs/operating.md, 'undo by hand'"
 
 
 class Interrupted(ShipwayError):

@@ -17,7 +17,15 @@ from typing import Literal
 
 from shipway import receipts
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
-from shipway.errors import NotBuilt, NothingToGoBackTo
+from shipway.errors import (
+    ClusterRefused,
+    ClusterUnreachable,
+    ConfigError,
+    NotBuilt,
+    NotConfigured,
+    NothingToGoBackTo,
+    ToolMissing,
+)
 from shipway.ledger import Outcome, Record
 from shipway.oci import compose, evidence, lockfile, tested
 from shipway.oci.compose import Composed
@@ -67,7 +75,7 @@ def deploy(
     if kind != "rollback":
         site.require_runnable()
     wanted = site.read_image(digest or upkeep.newest_tested(site))
-    if digest is None and not allow_downgrade:
+    if (digest is None or kind == "release") and not allow_downgrade:
         model_stage.require_forward(compose.version(wanted).model, _released_models(site))
     with _turn(site, kind, wanted, wait=wait) as turn:
         if turn.serves_already:
@@ -100,7 +108,8 @@ def release(
     """Build this commit and deploy it."""
     site.require_runnable()  # before anything is built
     built = build(site, version=version, again=again, allow_downgrade=allow_downgrade)
-    return deploy(site, built.ref.digest, kind="release", wait=wait, force=force)
+    is_meant = allow_downgrade or version is not None
+    return deploy(site, built.ref.digest, kind="release", wait=wait, force=force, allow_downgrade=is_meant)
 
 
 def rollback(site: Site, *, only: Only | None = None, wait: bool = False) -> Deployed:
@@ -141,9 +150,9 @@ def test(site: Site, *, again: bool) -> SuiteRun:
     )
 
 
-def image(site: Site, *, version: int | None = None) -> Image:
+def image(site: Site, *, version: int | None = None, allow_downgrade: bool = False) -> Image:
     """Compose the image, and pin its model for a `push` of this tree that comes later."""
-    model, composed = _composed(site, version)
+    model, composed = _composed(site, version, allow_downgrade=allow_downgrade)
     receipts.save(site.state, image_stage.STAGE, tree=site.snapshot.tree, facts={"model_version": model.version})
     return composed.image
 
@@ -162,7 +171,7 @@ def _composed(
         site.settings.model, catalogue=catalogue, root=site.root, version=version, tell=site.tell
     )
     if version is None and not allow_downgrade:
-        model_stage.require_forward(compose.model_ref(model), _released_models(site))
+        _refuse_early(site, compose.model_ref(model))
     composed = image_stage.compose(
         site.settings,
         checkout=site.checkout,
@@ -183,12 +192,21 @@ def _composed(
     return model, composed
 
 
+def _refuse_early(site: Site, model: ModelRef) -> None:
+    """Refuse a model that `deploy` would refuse, where whoever builds may look at what was released."""
+    try:
+        model_stage.require_forward(model, _released_models(site))
+    except (ToolMissing, ConfigError, NotConfigured, ClusterRefused, ClusterUnreachable) as error:
+        told = f"what was released in {site.environment} cannot be seen from here ({error.message})"
+        site.tell.warn(f"{told}: deploy looks whether {model.name} {model.version} is a step back")
+
+
 def _released_models(site: Site) -> Iterator[ModelRef]:
     """Yield the models that served in the environment, the newest release first."""
     return (version.model for version in served(site.ledger.attempts()))
 
 
-def push(site: Site, *, version: int | None = None) -> ImageRef:
+def push(site: Site, *, version: int | None = None, allow_downgrade: bool = False) -> ImageRef:
     """Store what is not there of the image; the model is the one that `image` pinned for this tree.
 
     It counts as tested when the tree passed its suite.
@@ -196,7 +214,8 @@ def push(site: Site, *, version: int | None = None) -> ImageRef:
     pinned = receipts.load(site.state, image_stage.STAGE, tree=site.snapshot.tree) or {}
     suite = test_stage.passed_before(site.state, site.snapshot)
     tags = tested.names(site.images, site.snapshot) if suite else ()
-    _, _, ref, _ = _made(site, suite, *tags, version=version or pinned.get("model_version"))
+    version = version or pinned.get("model_version")
+    _, _, ref, _ = _made(site, suite, *tags, version=version, allow_downgrade=allow_downgrade)
     return ref
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # ruff: noqa: PLC0415 - every task imports what it needs when it runs
 
-HELP = {
+HELP = {  # by the argument's name, or by its task's and its own
     "env": "The environment, a name from release.toml (default: its project.environment).",
     "json": "Print the result, or the error, as JSON.",
     "wait": "Wait while another release holds the lock, instead of exiting with 4.",
@@ -61,6 +61,8 @@ HELP = {
     "target": "The alias to move, such as production.",
     "why": "Why it is moved, for the history.",
     "expected": "Move the alias only if it names this version now.",
+    "promote.version": "The version's number.",
+    "copy.alias": "An alias whose version is copied, and which is moved there too; may be given often.",
     "into": "The folder to put the files into; it must not exist yet.",
 }
 
@@ -98,7 +100,7 @@ def command(body: Callable[..., None]) -> Task[Any]:
             raise Exit(code=Interrupted.code) from error
 
     words = body.__code__.co_varnames[1 : body.__code__.co_argcount]
-    made: Task[Any] = task(help={word: HELP[word] for word in words})(run)
+    made: Task[Any] = task(help={word: HELP.get(f"{body.__name__}.{word}", HELP[word]) for word in words})(run)
     return made
 
 
@@ -134,20 +136,20 @@ def test(_c: Context, env: str = "", json: bool = False) -> None:
 
 
 @command
-def image(_c: Context, env: str = "", model: str = "", json: bool = False) -> None:
+def image(_c: Context, env: str = "", model: str = "", allow_downgrade: bool = False, json: bool = False) -> None:
     """Compose the image from the commit, the locked dependencies and the model; print its digest."""
     from shipway import flow
 
-    composed = flow.image(_site(env), version=_number(model, "--model"))
+    composed = flow.image(_site(env), version=_number(model, "--model"), allow_downgrade=allow_downgrade)
     _print(composed.digest, {"digest": composed.digest, "build": composed.build}, as_json=json)
 
 
 @command
-def push(_c: Context, env: str = "", model: str = "", json: bool = False) -> None:
+def push(_c: Context, env: str = "", model: str = "", allow_downgrade: bool = False, json: bool = False) -> None:
     """Compose the image, store what is not there yet, and print repository@sha256:…."""
     from shipway import flow
 
-    ref = flow.push(_site(env), version=_number(model, "--model"))
+    ref = flow.push(_site(env), version=_number(model, "--model"), allow_downgrade=allow_downgrade)
     _print(str(ref), {"image": str(ref), "digest": ref.digest}, as_json=json)
 
 
@@ -345,7 +347,7 @@ def config(_c: Context, env: str = "", json: bool = False) -> None:
 
 @command
 def stop(_c: Context, env: str = "", wait: bool = False, json: bool = False) -> None:
-    """Stop what is serving on this machine; its requests are finished first."""
+    """End what serves in the environment, here or in its cluster; its requests are finished first."""
     from shipway import documents, flow
 
     site = _site(env)
@@ -359,7 +361,7 @@ def stop(_c: Context, env: str = "", wait: bool = False, json: bool = False) -> 
 
 @command
 def logs(_c: Context, env: str = "", json: bool = False) -> None:
-    """Say where the logs are of the versions that run, or ran, here."""
+    """Say where the logs are on this machine; of a cluster, print the last lines of every replica."""
     where = _site(env).target.logs()
     _print(where, {"logs": where}, as_json=json)
 

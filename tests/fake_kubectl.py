@@ -144,7 +144,7 @@ class FakeKubectl:
             "scale": self._scale,
             "delete": self._delete,
             "logs": lambda words, _: "" if "--previous" in words else self.logs,
-            "auth": lambda words, _: "no" if words[1:] == ("list", "events") and "events" in self.others_own else "yes",
+            "auth": lambda words, _: "no" if words[1:] == ("list", "event") and "events" in self.others_own else "yes",
         }
 
     def _get(self, words: tuple[str, ...], stdin: Object | None) -> str:

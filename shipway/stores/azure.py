@@ -77,7 +77,8 @@ def open_azure(
         from azure.storage.blob import ContainerClient  # noqa: PLC0415 - as above
     except ImportError as error:
         raise NotConfigured(
-            f"{address} needs azure-storage-blob, which is not installed", advice="pip install 'shipway[azure]'"
+            f"{address} needs azure-storage-blob, which is not installed",
+            advice="pip install '.[azure]' in a clone of shipway",
         ) from error
     who = identity or entra.identity(
         access.azure_credential, role=ROLE, setting=f"[model] store = {address!r}", environ=access.environ

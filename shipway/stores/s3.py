@@ -66,7 +66,7 @@ def open_s3(address: str, access: Access, *, clock: Clock | None = None) -> Buck
         import boto3  # noqa: F401, PLC0415 - heavy, and needed only for S3
     except ImportError as error:
         raise NotConfigured(
-            f"{address} needs boto3, which is not installed", advice="pip install 'shipway[s3]'"
+            f"{address} needs boto3, which is not installed", advice="pip install '.[s3]' in a clone of shipway"
         ) from error
     bucket, prefix = match.groups()
     return Bucket(bucket, prefix.strip("/"), access=access, clock=clock or Clock())

@@ -6,20 +6,19 @@ from shipway.errors import ClusterRefused, NotReady
 from shipway.targets import manifests
 from shipway.targets.kubectl import Kubectl, Object
 
-# k8s/setup gives exactly this.
-RIGHTS = (
-    *((verb, "deployments.apps") for verb in ("get", "list", "create", "patch", "delete")),
-    *((verb, "services") for verb in ("get", "list", "create", "patch", "delete")),
-    *((verb, "configmaps") for verb in ("get", "list", "create", "update", "patch", "delete")),
-    *((verb, "leases.coordination.k8s.io") for verb in ("get", "create", "update")),
-    *((verb, "jobs.batch") for verb in ("get", "list", "create", "delete")),
-    *((verb, "pods") for verb in ("get", "list")),
-    ("list", "replicasets.apps"),
-    ("list", "events"),
-    ("get", "pods/log"),
-    ("get", "pods/proxy"),
-    ("create", "pods/portforward"),
-    ("patch", "deployments.apps/scale"),
+_APPLIED = ("get", "list", "create", "patch", "delete")
+# Besides those on what the manifests hold; `k8s/setup` gives these, and those on what `k8s/base` holds.
+_RIGHTS = (
+    *((verb, "configmap") for verb in (*_APPLIED, "update")),
+    *((verb, "lease.coordination.k8s.io") for verb in ("get", "create", "update")),
+    *((verb, "job.batch") for verb in ("get", "list", "create", "delete")),
+    *((verb, "pod") for verb in ("get", "list")),
+    *((verb, "pod/portforward") for verb in ("get", "create")),
+    *((verb, "deployment.apps/scale") for verb in ("get", "patch")),
+    ("list", "replicaset.apps"),
+    ("list", "event"),
+    ("get", "pod/log"),
+    ("get", "pod/proxy"),
 )
 
 
@@ -32,12 +31,17 @@ def cluster(kubectl: Kubectl) -> str:
     return f"{where.context} ({kubectl.server()}), namespace {where.namespace}, {theirs}{skew}"
 
 
-def rights(kubectl: Kubectl) -> str:
-    """Look whether we may do all that a release needs."""
-    lacking = [f"{verb} {what}" for verb, what in RIGHTS if not kubectl.may(verb, what)]
+def rights(kubectl: Kubectl, *, folder: str) -> str:
+    """Look whether we may do all that a release needs, with each kind that the manifests hold too."""
+    applied = [right for each in kubectl.render(folder) for right in _rights(each)]
+    wanted = dict.fromkeys([*applied, *_RIGHTS])
+    lacking = [f"{verb} {what}" for verb, what in wanted if not kubectl.may(verb, what)]
     if lacking:
-        raise NotReady(f"you may not {', '.join(lacking)}", advice="an administrator: kubectl apply -k k8s/setup")
-    return f"all {len(RIGHTS)} that a release needs"
+        raise NotReady(
+            f"you may not {', '.join(lacking)}",
+            advice="an administrator: kubectl apply -k k8s/setup; kinds that k8s/base has not, add to its Role",
+        )
+    return f"all {len(wanted)} that a release needs"
 
 
 def nodes(kubectl: Kubectl, *, platform: str) -> str:
@@ -58,6 +62,13 @@ def overlay(kubectl: Kubectl, *, folder: str, name: str, port: int) -> str:
     manifests.candidate(manifests.find(objects, name), port=port)
     kubectl.apply(objects, dry_run=True)
     return f"{folder}: {len(objects)} objects, accepted"
+
+
+def _rights(thing: Object) -> list[tuple[str, str]]:
+    """Return what is done with an object, and its kind as kubectl takes it, such as `deployment.apps`."""
+    group, _, _ = thing["apiVersion"].rpartition("/")
+    kind = f"{thing['kind'].lower()}.{group}".rstrip(".")
+    return [(verb, kind) for verb in _APPLIED if verb != "delete" or thing["kind"] not in manifests.KEPT_KINDS]
 
 
 def _platform(node: Object) -> str:

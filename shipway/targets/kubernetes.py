@@ -164,7 +164,7 @@ class Kubernetes:
         """Look at the cluster, our rights in it, its nodes, the manifests, and what serves."""
         return {
             "cluster": partial(fitness.cluster, self._kubectl),
-            "rights": partial(fitness.rights, self._kubectl),
+            "rights": partial(fitness.rights, self._kubectl, folder=self._folder),
             "nodes": partial(fitness.nodes, self._kubectl, platform=self._platform),
             "manifests": partial(
                 fitness.overlay, self._kubectl, folder=self._folder, name=self._name, port=self._service.port

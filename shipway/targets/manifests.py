@@ -29,7 +29,7 @@ SETTLED = f"{OURS}settled"
 RELEASE = f"{OURS}release-of"
 CANDIDATE = f"{OURS}candidate-of"
 _LABEL_LENGTH = 63
-_KEPT_KINDS = frozenset({"Namespace", "PersistentVolumeClaim", "Secret"})  # never deleted by us
+KEPT_KINDS = frozenset({"Namespace", "PersistentVolumeClaim", "Secret"})  # never deleted by us
 _NEEDED_KINDS = frozenset({"ServiceAccount", "ConfigMap", "Secret", "PersistentVolumeClaim", "NetworkPolicy"})
 
 
@@ -250,7 +250,7 @@ def recorded_image(found: Object) -> tuple[bytes, bytes]:
 def names(objects: Iterable[Object], *, without: Iterable[Object] = (), but: frozenset[str] = frozenset()) -> list[str]:
     """Return `kind/name` of the objects that may be deleted: not those of `without`, nor of the kinds `but`."""
     kept = {named(each) for each in without}
-    return [named(each) for each in objects if each["kind"] not in _KEPT_KINDS | but and named(each) not in kept]
+    return [named(each) for each in objects if each["kind"] not in KEPT_KINDS | but and named(each) not in kept]
 
 
 def named(thing: Object) -> str:

@@ -106,14 +106,15 @@ def test_overlay_for_azure_is_accepted_under_the_restricted_level(cluster: Clust
 
 def test_doctor_names_the_rights_that_are_lacking(sample: Project, cluster: Cluster, namespace: str) -> None:
     role = cluster.get("role", "releaser", "--namespace", namespace)
-    kept = [rule for rule in role["rules"] if "leases" not in rule["resources"]]
+    kept = [rule for rule in role["rules"] if not {"leases", "networkpolicies"} & {*rule["resources"]}]
     cluster.kubectl("replace", "--filename=-", stdin=json.dumps({**role, "rules": kept}))
     try:
         out, err = sample.invoke("doctor", exits=3)
     finally:
         releaser.set_up(cluster, namespace)
 
-    assert "you may not get leases.coordination.k8s.io" in out
+    assert "you may not get networkpolicy.networking.k8s.io" in out
+    assert "get lease.coordination.k8s.io" in out
     assert "not ready for a release" in err
 
 

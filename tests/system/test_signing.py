@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from shipway import flow
 from shipway.artifacts import Digest
+from shipway.errors import ModelDowngrade
+from shipway.site import Site
 from tests.system import project
 from tests.system.project import ROOT, Project
 
@@ -26,7 +30,7 @@ def _trust(adder: Project, *keys: str) -> None:
     adder.commit("Trust keys")
 
 
-def test_an_alias_that_goes_back_needs_a_word_from_a_person(adder: Project) -> None:
+def test_an_alias_that_goes_back_needs_a_word_from_a_person(adder: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old alias, put back by whoever can write the store, names a version that is signed well."""
     store, key = adder.root.parent / "store", adder.root.parent / "ada.key"
     _trust(adder, public := adder.invoke("model.keygen", str(key))[0].strip())
@@ -48,8 +52,12 @@ def test_an_alias_that_goes_back_needs_a_word_from_a_person(adder: Project) -> N
     assert adder.facts("release")["current"]["model"]["version"] == 2
     (store / "adds/aliases/latest.json").write_bytes(before)
 
-    told = [adder.invoke(task, exits=28)[1] for task in ("release", "build")]
+    told = [adder.invoke(task, exits=28)[1] for task in ("release", "build", "image")]
     plan = adder.facts("plan")
+    monkeypatch.setattr(flow, "_refuse_early", lambda *_: None)  # as where whoever builds cannot see the environment
+    site = Site.open(adder.root, environment=None, environ=os.environ | adder.environ)
+    with contextlib.closing(site), pytest.raises(ModelDowngrade, match="older than 2"):
+        flow.release(site)
     adder.invoke("build", "--allow-downgrade")
     deployed = adder.invoke("deploy", exits=28)[1]
 
@@ -61,6 +69,15 @@ def test_an_alias_that_goes_back_needs_a_word_from_a_person(adder: Project) -> N
     assert adder.facts("status")["model"]["version"] == 2
     assert adder.facts("deploy", "--allow-downgrade")["current"]["model"]["version"] == 1
     assert public in adder.invoke("model.show", "--version", "1")[0]
+
+
+def test_whoever_builds_need_not_see_the_cluster_that_is_released_to(adder: Project) -> None:
+    """What deploys looks again, and a release does: what it builds is deployed by its digest."""
+    cluster = {"TARGET": "kubernetes", "CONTEXT": "nobody-knows", "NAMESPACE": "web"}
+
+    _, told = adder.invoke("build", **{f"SHIPWAY_ROLLOUT_{name}": text for name, text in cluster.items()})
+
+    assert "deploy looks whether adds 1 is a step back" in told
 
 
 def test_a_release_takes_nothing_that_no_trusted_key_signed(adder: Project) -> None:

@@ -400,4 +400,4 @@ def test_error_says_what_to_install_when_azure_identity_is_missing(monkeypatch: 
 
     with pytest.raises(LoginMissing, match="azure-identity, which is not installed") as caught:
         found.entra()
-    assert caught.value.next == "pip install 'shipway[azure]', then invoke doctor"
+    assert caught.value.next == "pip install '.[azure]' in a clone of shipway, then invoke doctor"
