@@ -21,6 +21,8 @@ from app.problems import Problem
 
 MAX_HEAD_BYTES = 16_384
 _END_OF_HEAD = b"\r\n\r\n"
+_PIECE_BYTES = 4096  # gunicorn copies what is left of a piece for each chunk in it
+_MANY_CHUNKS, _SMALL_BYTES = 1000, 64
 
 
 class Incoming(Unreader):
@@ -42,7 +44,7 @@ class Incoming(Unreader):
         """Take more bytes; true when the request is whole.
 
         `request` is there from the end of the head on. Raises `Problem` when the body is too
-        long, and gunicorn's `ParseException` when the head is wrong.
+        long or in too many small chunks, and gunicorn's `ParseException` when the head is wrong.
         """
         self.size += len(data)
         if self._body is None:
@@ -50,8 +52,8 @@ class Incoming(Unreader):
                 return False
             self._body = self._parse_head()
             data = self.take_buffered()
-        if data:  # an empty piece would tell the parser that the client hung up
-            self._pieces.append(data)
+        # none is empty: that would tell the parser that the client hung up
+        self._pieces.extend(data[at : at + _PIECE_BYTES] for at in range(0, len(data), _PIECE_BYTES))
         whole = self._body.feed(data)
         if self._body.size > self._max_body_bytes:
             raise Problem(413, f"the body is longer than the {self._max_body_bytes:,} bytes allowed")
@@ -102,6 +104,8 @@ class _Chunks:
         self._line = b""
         self._skip = 0
         self._last = False
+        self._count = 0
+        self._held = 0
 
     def feed(self, data: bytes) -> bool:
         self.size += len(data)
@@ -130,5 +134,11 @@ class _Chunks:
             return True
         length = int(size[0], 16)
         self._last = length == 0
-        self._skip = length + len(b"\r\n") if length else 0
+        if self._last:
+            return False
+        self._skip = length + len(b"\r\n")
+        self._count += 1
+        self._held += length
+        if self._count > _MANY_CHUNKS and self._held < self._count * _SMALL_BYTES:
+            raise Problem(400, "the body comes in too many small chunks")
         return False

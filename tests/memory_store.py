@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 
 from shipway.errors import ModelError, ModelMissing
-from shipway.stores.objects import Found, Replaced, Store, Stored
+from shipway.stores.objects import Found, Replaced, Store, Stored, require_small
 
 
 class MemoryStore:
@@ -22,8 +22,8 @@ class MemoryStore:
         return "memory"
 
     def read(self, key: str) -> Stored | None:
-        data = self.objects.get(key)
-        return None if data is None else Stored(data=data, etag=hashlib.sha256(data).hexdigest())
+        require_small(len(self.objects.get(key, b"")), f"{self}/{key}")
+        return self._stored(key)
 
     def create(self, key: str, data: bytes) -> bool:
         with self._lock:
@@ -33,14 +33,14 @@ class MemoryStore:
 
     def replace(self, key: str, data: bytes, *, etag: str) -> bool:
         with self._lock:
-            stored = self.read(key)
+            stored = self._stored(key)
             if stored is None or stored.etag != etag:
                 return False
             self.objects[key] = data
             return True
 
     def find(self, key: str) -> Found | None:
-        stored = self.read(key)
+        stored = self._stored(key)
         return Found(size_bytes=len(stored.data), etag=stored.etag) if stored else None
 
     def put(self, key: str, pieces: Iterable[bytes], *, size_bytes: int) -> None:
@@ -51,7 +51,7 @@ class MemoryStore:
         self.objects[key] = data
 
     def stream(self, key: str, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
-        stored = self.read(key)
+        stored = self._stored(key)
         if stored is None:
             message = f"there is no {key}"
             raise ModelMissing(message)
@@ -68,6 +68,10 @@ class MemoryStore:
     def children(self, folder: str) -> list[str]:
         prefix = f"{folder}/" if folder else ""
         return sorted({key.removeprefix(prefix).split("/")[0] for key in self.objects if key.startswith(prefix)})
+
+    def _stored(self, key: str) -> Stored | None:
+        data = self.objects.get(key)
+        return None if data is None else Stored(data=data, etag=hashlib.sha256(data).hexdigest())
 
 
 class Wrapped:

@@ -19,7 +19,7 @@ from shipway.proc import Proc
 from shipway.stores import manifest
 from shipway.stores.cache import Cache
 from shipway.stores.catalogue import Catalogue
-from shipway.stores.objects import Replaced, Store
+from shipway.stores.objects import SMALL_BYTES, Replaced, Store
 from tests import memory_store
 from tests.memory_store import Fault, Faulty
 
@@ -48,6 +48,17 @@ class StoreContract:
     def test_read_gives_nothing_when_there_is_no_object(self, store: Store) -> None:
         assert store.read("a/b.json") is None
         assert store.find("a/b.json") is None
+
+    def test_read_takes_what_a_small_object_may_have_and_refuses_more(self, store: Store) -> None:
+        store.put("a/most", [bytes(SMALL_BYTES)], size_bytes=SMALL_BYTES)
+        store.put("a/more", [bytes(SMALL_BYTES + 1)], size_bytes=SMALL_BYTES + 1)
+
+        most = store.read("a/most")
+        with pytest.raises(ModelCorrupt, match="a/more has more than 16,777,216 bytes"):
+            store.read("a/more")
+
+        assert most is not None
+        assert most.data == bytes(SMALL_BYTES)
 
     def test_create_refuses_when_the_object_exists(self, store: Store) -> None:
         assert store.create("a/b.json", b"first")

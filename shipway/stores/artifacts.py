@@ -8,6 +8,7 @@ https://mlflow.org/docs/latest/self-hosting/architecture/artifact-store/
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -27,6 +28,7 @@ from shipway.stores import durable
 from shipway.stores.objects import Found, Replaced
 from shipway.stores.patience import Passing, persist, resumed
 from shipway.stores.rest import Rest
+from shipway.stores.transfer import at_most
 
 _API = "/api/2.0/mlflow-artifacts/artifacts"
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
@@ -69,6 +71,9 @@ class Artifact(Struct, frozen=True):
     artifacts: Artifacts
     path: str
 
+    def __str__(self) -> str:
+        return self.path
+
     def find(self) -> Found | None:
         """See `Store.find`."""
         return self.artifacts.find(self.path)
@@ -86,6 +91,7 @@ class Proxied:
         self._rest = rest
         self._lock = threading.Lock()
         self._spooled: dict[str, IO[bytes]] = {}
+        self._found: dict[str, Found] = {}
         weakref.finalize(self, _close, self._spooled)
 
     def place(self, uri: str) -> str:
@@ -118,6 +124,7 @@ class Proxied:
         """See `Store.put`; one stream, because the server's own API of parts is not for every storage."""
         with self._lock:
             self._spooled.pop(path, None)
+            self._found.pop(path, None)
         if isinstance(pieces, list):  # small, and known whole: it can be sent again
             persist(self._rest.clock, lambda _again: self._rest.send(_url(path), pieces, size_bytes=size_bytes))
             return
@@ -150,7 +157,10 @@ class Proxied:
         if size_bytes is None:
             folder, _, name = path.rpartition("/")
             size_bytes = next((each.size_bytes for each in self.children(folder) if each.name == name), None)
-        return None if size_bytes is None else Found(size_bytes=size_bytes, etag=etag)
+        if size_bytes is None:
+            return None
+        found = self._found[path] = Found(size_bytes=size_bytes, etag=etag)
+        return found
 
     def _stream(self, path: str, stop: int, etag: str | None, start: int) -> Iterator[bytes]:
         if start >= stop:
@@ -174,16 +184,17 @@ class Proxied:
         yield from _pieces(self._spool(path), start, stop)
 
     def _spool(self, path: str) -> IO[bytes]:
-        """Fetch a file whole, once for all its ranges: the server gives none."""
+        """Fetch a file whole, once for all its ranges: the server gives none. Raises `Unasked`."""
         with self._lock:
             if path not in self._spooled:
-                file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this does
-                with self._rest.opened("GET", _url(path)) as response:
+                found = self._found.get(path) or self._find(path)
+                with contextlib.ExitStack() as begun, self._rest.opened("GET", _url(path)) as response:
                     if response is None:
                         raise ModelMissing(f"there is no artifact {path}")
-                    for piece in response.iter_raw():
-                        file.write(piece)
-                file.flush()
+                    file = begun.enter_context(tempfile.TemporaryFile())
+                    file.writelines(at_most(found.size_bytes if found else 0, response.iter_raw(), path))
+                    file.flush()
+                    begun.pop_all()  # it lives as long as this does
                 self._spooled[path] = file
             return self._spooled[path]
 

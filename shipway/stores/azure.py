@@ -31,7 +31,7 @@ from shipway.errors import (
     StoreUnreachable,
 )
 from shipway.stores import transfer
-from shipway.stores.objects import Access, Found, Replaced, Stored
+from shipway.stores.objects import Access, Found, Replaced, Stored, require_small
 from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, resumed, retry_after_s
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class AzureBlobs:
         def once(_again: bool) -> Stored:  # noqa: FBT001 - of `persist`
             with self._translated(key):
                 blob = self._blob(key).download_blob()
+                require_small(blob.properties.size, f"{self}/{key}")
                 data = blob.readall()
                 self._require(key, len(data), blob.properties.size)
                 return Stored(data=data, etag=str(blob.properties.etag))

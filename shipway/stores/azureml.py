@@ -180,7 +180,7 @@ class Lent:
         container, name = _split(path)
         ask = partial(self._rest.ask, "GET", f"/artifacts/{container}/write", query={"path": name})
         if told := ask():
-            return _checked(told)
+            return self._checked(told)
         try:
             body = {"paths": [{"path": name}]}
             made = self._rest.ask("POST", f"/artifacts/{container}/batch/metadata", body=body) or {}
@@ -189,7 +189,7 @@ class Lent:
             if error.status != HTTPStatus.CONFLICT:  # somebody else made it in this moment
                 raise
             told = ask()
-        return _checked(told)
+        return self._checked(told)
 
     def _address(self, path: str) -> httpx.URL | None:
         """Return where a file can be read, for a while; `None` when there is none."""
@@ -201,23 +201,24 @@ class Lent:
         told: Any = self._rest.ask("GET", f"/artifacts/{container}/contentinfo", query={"path": name})
         if not told:
             return None
-        address = _checked(told)
+        address = self._checked(told)
         with self._lock:
             self._addresses[path] = time.monotonic(), address
+        return address
+
+    def _checked(self, told: Any) -> httpx.URL:
+        """Return a lent address, if it is one that a model may travel to."""
+        try:
+            address = httpx.URL(str(told["contentUri"]))
+        except (httpx.InvalidURL, KeyError, TypeError):
+            address = httpx.URL()
+        # a service elsewhere has nothing to lend on this machine
+        is_local = is_loopback(address.host) and is_loopback(self._rest.base.host)
+        if address.userinfo or not (address.scheme == "https" or (address.scheme == "http" and is_local)):
+            raise StoreRefused("Azure ML lends no address, or one that is not https")
         return address
 
 
 def _split(path: str) -> tuple[str, str]:
     origin, container, *rest = path.split("/")
     return f"{origin}/{container}", "/".join(rest)
-
-
-def _checked(told: Any) -> httpx.URL:
-    """Return a lent address, if it is one that a model may travel to."""
-    try:
-        address = httpx.URL(str(told["contentUri"]))
-    except (httpx.InvalidURL, KeyError, TypeError):
-        address = httpx.URL()
-    if address.userinfo or not (address.scheme == "https" or (address.scheme == "http" and is_loopback(address.host))):
-        raise StoreRefused("Azure ML lends no address, or one that is not https")
-    return address

@@ -89,7 +89,7 @@ class Cache:
             return
         with self._uses.alone():
             used = self._uses.all()
-            held = {path: path.stat() for path in self._blobs.iterdir()}
+            held = dict(_found(self._blobs))
             spare = [path for path in sorted(held, key=lambda path: held[path].st_mtime) if path.stem not in used]
             too_many = sum(map(_on_disk, held.values())) + size_bytes - self._limit_bytes
             while too_many > 0 and spare:
@@ -100,10 +100,11 @@ class Cache:
     def _remove(self, path: Path, found: os.stat_result) -> None:
         """Remove a file, and the folders that hold it."""
         for folder in list(self._folders.iterdir()) if found.st_nlink > 1 else []:
-            if any(os.path.samestat(inside.stat(follow_symlinks=False), found) for inside in folder.rglob("*")):
-                with tempfile.TemporaryDirectory(prefix=".old-", dir=self._folders) as scratch:
-                    folder.rename(Path(scratch) / "old")  # first, so that nobody meets half of it
-        path.unlink()
+            with contextlib.suppress(FileNotFoundError):  # another process' folder, which is in the making or going
+                if any(os.path.samestat(inside.stat(follow_symlinks=False), found) for inside in folder.rglob("*")):
+                    with tempfile.TemporaryDirectory(prefix=".old-", dir=self._folders) as scratch:
+                        folder.rename(Path(scratch) / "old")  # first, so that nobody meets half of it
+        path.unlink(missing_ok=True)
 
     def folder(self, blobs: Mapping[ModelFile, Path]) -> Path:
         """Return a folder that holds exactly these files, as links to the verified ones."""
@@ -139,6 +140,12 @@ def _etag(file: ModelFile, source: Source) -> str | None:
     if found and found.size_bytes != file.size_bytes:
         raise ModelCorrupt(f"{file.path}: the store holds {found.size_bytes:,} of {file.size_bytes:,} bytes")
     return found.etag if found else None
+
+
+def _found(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process, which uses it, gave it its last name
+            yield path, path.stat()
 
 
 def _on_disk(found: os.stat_result) -> int:

@@ -47,7 +47,7 @@ from shipway.proc import Run
 from shipway.stores import durable, manifest, notices, places, transfer
 from shipway.stores.cache import Cache
 from shipway.stores.manifest import ModelVersion, Move
-from shipway.stores.objects import Blob, Store, Stored
+from shipway.stores.objects import SMALL_BYTES, Blob, Store, Stored
 from shipway.stores.signing import Keys, PublicKey
 from shipway.stores.vouchers import Vouchers
 from shipway.tarball import Entry
@@ -208,6 +208,8 @@ class Catalogue:
             tries, newest = tries + 1, newest + 1
             version = replace(draft, version=newest)
             data = documents.encoded(version)
+            if len(data) > SMALL_BYTES:  # nobody could read it
+                raise ModelRefused(f"the manifest of {name} would have {len(data):,} bytes, more than {SMALL_BYTES:,}")
             signature = self._vouchers.sign(data, version)
             if self._store.create(places.manifest(name, newest), data):
                 return Published(version=version, created=True)
@@ -347,11 +349,15 @@ class Catalogue:
         return manifest.layer(model.files, model.digest, partial(self._read, model, cache=cache))
 
     def objects(self, model: Model, *, cache: Path) -> Iterator[Entry]:
-        """Yield the objects that a store of this version alone would hold; their bytes raise as `layer_bytes` does."""
+        """Yield the objects that a store of this version alone would hold; their bytes raise as `layer_bytes` does.
+
+        Raises all that `show` raises, and `ModelCorrupt` when the manifest is not the one any more that was pinned.
+        """
+        data, version = self._trusted(model.name, model.version)
         key = places.manifest(model.name, model.version)
-        if (stored := self._store.read(key)) is None:
-            raise ModelMissing(f"{self} has no {key} any more")
-        yield Entry(path=key, size_bytes=len(stored.data), read=lambda: [stored.data])
+        if version.model != model:
+            raise ModelCorrupt(f"{self}/{key} is not the manifest any more that was pinned with {model.digest}")
+        yield Entry(path=key, size_bytes=len(data), read=lambda: [data])
         for file in {file.digest: file for file in model.files}.values():
             read = partial(self._read, model, file, cache=cache)
             yield Entry(path=_by_hash(model, file), size_bytes=file.size_bytes, read=read)

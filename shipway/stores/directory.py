@@ -17,7 +17,7 @@ from pathlib import Path
 
 from shipway.errors import ModelError, ModelMissing
 from shipway.stores import durable
-from shipway.stores.objects import Found, Replaced, Stored
+from shipway.stores.objects import SMALL_BYTES, Found, Replaced, Stored, small
 
 
 class Directory:
@@ -32,9 +32,10 @@ class Directory:
 
     def read(self, key: str) -> Stored | None:
         """See `Store.read`."""
+        path = self._path(key)
         try:
-            with _translated("read", self._path(key)):
-                return _stored(b"".join(durable.read(self._path(key))))
+            with _translated("read", path):
+                return _stored(small(durable.read(path), str(path)))
         except ModelMissing:
             return None
 
@@ -48,7 +49,7 @@ class Directory:
         path = self._path(key)
         try:
             with _translated("write", path, len(data)), durable.locked(path, create=False) as file:
-                return _stored(file.read()).etag == etag and durable.write(path, [data], replace=True)
+                return _stored(file.read(SMALL_BYTES + 1)).etag == etag and durable.write(path, [data], replace=True)
         except ModelMissing:
             return False
 

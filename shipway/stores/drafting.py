@@ -88,7 +88,10 @@ def _cases(paths: Iterable[str], folder: str, suffix: str) -> tuple[str, ...]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text("utf-8"))
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:  # how deep is too deep depends on who reads
+        raise ModelRefused(f"{path} is refused: {error}") from error
     if not isinstance(value, dict):
         raise ModelRefused(f"{path} is refused: it is no JSON object")
     return value

@@ -42,6 +42,7 @@ def check_path(path: str) -> str:
 
 Bytes = Annotated[int, Meta(ge=0)]
 Number = Annotated[int, Meta(ge=1)]
+Moment = Annotated[datetime, Meta(tz=True)]  # one without a zone cannot be compared
 
 
 class File(Document, frozen=True, kw_only=True):
@@ -101,7 +102,7 @@ class ModelVersion(Document, frozen=True, kw_only=True):
     card: str | None
     publisher: str
     commit: str | None
-    created: datetime
+    created: Moment
     layer: LayerSize
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ class Move(Document, frozen=True, kw_only=True):
     previous: Number | None
     version: Number
     who: str
-    when: datetime
+    when: Moment
     why: str
 
 

@@ -33,7 +33,7 @@ from shipway.stores import manifest
 from shipway.stores.adopt import MOST_FILES, Adopter, Registered
 from shipway.stores.artifacts import Artifact, Artifacts, Proxied
 from shipway.stores.manifest import ModelVersion, Move
-from shipway.stores.objects import Access, Found, Replaced, Stored
+from shipway.stores.objects import SMALL_BYTES, Access, Found, Replaced, Stored, small
 from shipway.stores.patience import Clock
 from shipway.stores.registry import DIGEST, MANIFEST, PUBLISHER, RegisteredModel, Registry, Run, Version
 from shipway.stores.rest import Rest, Variables, is_loopback, open_client
@@ -41,7 +41,6 @@ from shipway.stores.rest import Rest, Variables, is_loopback, open_client
 LATEST = "latest"  # which MLflow lets nobody set: it is always the newest version
 _MOVED = "shipway.alias."  # and the alias: a tag of the model
 _OBJECTS = "objects"  # what the run of all else holds
-_SMALL_BYTES = 16 << 20
 _DEEPEST = 10
 _TOLD = 20
 _NUMBERED = re.compile(r"([1-9][0-9]{0,11})\.json")
@@ -424,7 +423,7 @@ class Mlflow:
 
     def _small(self, path: str) -> Stored | None:
         try:
-            data = b"".join(self._artifacts.stream(path, start=0, stop=_SMALL_BYTES))
+            data = small(self._artifacts.stream(path, start=0, stop=SMALL_BYTES + 1), f"{self}: {path}")
         except ModelMissing:
             return None
         return Stored(data=data, etag=Digest.of(data))

@@ -23,6 +23,7 @@ from shipway import documents, proc
 from shipway.artifacts import Digest
 from shipway.documents import Document, Malformed
 from shipway.errors import ModelCorrupt, ModelError, ModelInUse
+from shipway.stores.manifest import Moment
 from shipway.stores.objects import Store
 
 Folder = Literal["pending", "sweeps"]
@@ -38,7 +39,7 @@ class Notice(Document, frozen=True, kw_only=True):
     host: str
     pid: int
     process: str | None
-    when: datetime
+    when: Moment
     files: frozenset[str] = frozenset()
     versions: frozenset[int] = frozenset()
 

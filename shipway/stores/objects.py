@@ -3,7 +3,8 @@
 Owns the boundary between the catalogue and a directory, a container or a bucket: plain
 objects under `/`-separated keys. Knows nothing of models. Whatever a place does on failure,
 an object is there whole or not at all; a place that cannot be reached, read or written
-raises `ModelError`. Nobody trusts what `stream` gives: the caller checks length and hash.
+raises `ModelError`. Nobody trusts what `stream` gives: the caller checks length and hash. A
+small object is read into memory; one that is larger than it may be is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Protocol, Self
 from msgspec import Struct
 
 from shipway.config import AzureCredential, ModelSettings
-from shipway.errors import ModelError
+from shipway.errors import ModelCorrupt, ModelError
+
+SMALL_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class Store(Protocol):
     """A place for objects; `str()` of it is its address, for people. Several threads may use it."""
 
     def read(self, key: str) -> Stored | None:
-        """Return a small object, or `None` when there is none."""
+        """Return a small object, or `None` when there is none. Raises `ModelCorrupt` for a large one."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object that must not exist yet; `False` when it does."""
@@ -108,11 +111,32 @@ class Store(Protocol):
         """Return the names, objects and folders alike, directly in a folder; `""` is the top."""
 
 
+def small(pieces: Iterable[bytes], where: str) -> bytes:
+    """Return the bytes of a small object as they come, and no more of them than one may have."""
+    data = bytearray()
+    for piece in pieces:
+        data += piece
+        require_small(len(data), where)
+    return bytes(data)
+
+
+def require_small(size_bytes: int, where: str) -> None:
+    """Raise `ModelCorrupt` for what is too large to be read into memory."""
+    if size_bytes > SMALL_BYTES:
+        raise ModelCorrupt(
+            f"{where} has more than {SMALL_BYTES:,} bytes, which is too much to be what its name says",
+            advice="look who wrote it: shipway writes nothing as large there",
+        )
+
+
 class Blob(Struct, frozen=True):
     """One large object of a store."""
 
     store: Store
     key: str
+
+    def __str__(self) -> str:
+        return f"{self.store}/{self.key}"
 
     def find(self) -> Found | None:
         """See `Store.find`."""

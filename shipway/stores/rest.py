@@ -12,6 +12,7 @@ import base64
 import contextlib
 import ipaddress
 import json
+import re
 import ssl
 import threading
 import time
@@ -38,6 +39,7 @@ _SHOWN = 300  # characters of what a server says of its errors
 _RENEW_S = 300  # so long before its end a token is asked for anew
 _CLASH = "IntegrityError"  # two wrote one row of MLflow's database in one moment; again, the second finds it there
 _ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST"})
+_SENDABLE = re.compile(r"[!-~]*")  # in a header
 
 
 class Login(Protocol):
@@ -127,6 +129,8 @@ class Rest:
                     raise failure
             finally:
                 response.close()
+        except httpx.LocalProtocolError:  # its words may hold the login
+            raise StoreRefused(f"{told} is no request that HTTP knows", advice=self._login.advice) from None
         except httpx.TransportError as error:
             raise _unanswered(told, error) from error
 
@@ -152,12 +156,14 @@ class Variables:
     """A token, or a user and a password, from the variables that `[model]` names; or nothing."""
 
     def __init__(self, access: Access) -> None:
-        """Look whether they are set; a token goes first."""
+        """Look whether they are set; a token goes first. Raises `ConfigError` for one that no header can hold."""
         names = access.token_variable, access.user_variable, access.password_variable
-        token, user, password = (access.environ.get(name, "") for name in names)
+        token, user, password = (access.environ.get(name, "").strip() for name in names)  # a file ends in a newline
         self.advice = f"set {names[0]}, or {names[1]} and {names[2]}, to a login that may do this"
         self._header: str | None = None
         self._words = "no login"
+        if not _SENDABLE.fullmatch(token):
+            raise ConfigError(f"{names[0]} has signs that no header can hold", advice="set it to the token alone")
         if token:
             self._header, self._words = f"Bearer {token}", f"the token in {names[0]}"
         elif user and password:

@@ -28,7 +28,7 @@ from shipway.errors import (
     StoreUnreachable,
 )
 from shipway.stores import transfer
-from shipway.stores.objects import Access, Found, Replaced, Stored
+from shipway.stores.objects import Access, Found, Replaced, Stored, small
 from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, resumed, retry_after_s
 
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*)/?")
@@ -95,7 +95,7 @@ class Bucket:
             with self._translated(key):
                 got = self._client.get_object(**self._named(key))
                 with contextlib.closing(got["Body"]) as body:
-                    data: bytes = body.read()
+                    data = small(iter(partial(body.read, _BLOCK_BYTES), b""), f"{self}/{key}")
                 return Stored(data=data, etag=got["ETag"])
 
         try:

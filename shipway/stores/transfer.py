@@ -35,12 +35,12 @@ _Task = TypeVar("_Task")
 _Done = TypeVar("_Done")
 
 
-class Unasked(ModelError):
+class Unasked(ModelCorrupt):
     """A store sent what nobody asked for."""
 
 
 class Source(Protocol):
-    """One large object: `Store.find` and `Store.stream` of its key."""
+    """One large object: `Store.find` and `Store.stream` of its key; `str()` of it says where it is, for people."""
 
     def find(self) -> Found | None:
         """Return what is known of it, or `None` when it is not there."""
@@ -124,18 +124,29 @@ def fill(part: Part, source: Source, *, etag: str | None, advance: Callable[[int
 
 
 def ahead(source: Source, size_bytes: int) -> Iterator[bytes]:
-    """Yield an object in order, some ranges of it on their way at any time."""
+    """Yield an object in order, some ranges of it on their way at any time. Raises `Unasked`."""
     if size_bytes <= _AHEAD_BYTES:
-        yield from source.stream(start=0, stop=size_bytes)
+        yield from at_most(size_bytes, source.stream(start=0, stop=size_bytes), str(source))
         return
     found = source.find()
     etag = found.etag if found else None
 
     def fetch(start: int) -> list[bytes]:
-        return list(source.stream(start=start, stop=min(size_bytes, start + _AHEAD_BYTES), etag=etag))
+        stop = min(size_bytes, start + _AHEAD_BYTES)
+        return list(at_most(stop - start, source.stream(start=start, stop=stop, etag=etag), str(source)))
 
     for pieces in in_order(range(0, size_bytes, _AHEAD_BYTES), fetch, threads=_AHEAD_THREADS, ahead=_AHEAD_THREADS):
         yield from pieces
+
+
+def at_most(size_bytes: int, pieces: Iterable[bytes], where: str) -> Iterator[bytes]:
+    """Yield what comes; raises `Unasked` when that is more than was asked for."""
+    left = size_bytes
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise Unasked(f"{where}: more came than was asked for")
+        yield piece
 
 
 def send(

@@ -86,3 +86,50 @@ def test_incoming_ends_and_the_parser_refuses_when_a_chunk_size_is_wrong(size: b
     assert whole
     with pytest.raises((ParseException, OSError)):
         incoming.request.body.read()
+
+
+CHUNKED_HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+CRUMB, CHUNK, LARGE = (b"%x\r\n%s\r\n" % (size, b"a" * size) for size in (1, 64, 65_535))
+END = b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("step", [1, 7, 65_536])
+def test_incoming_refuses_when_a_body_comes_in_too_many_small_chunks(step: int) -> None:
+    incoming = _incoming(max_body_bytes=1_000_000)
+    sent = CHUNKED_HEAD + CRUMB * 100_000
+
+    with pytest.raises(Problem, match="the body comes in too many small chunks") as caught:
+        _ = [incoming.feed(sent[at : at + step]) for at in range(0, len(sent), step)]
+
+    assert caught.value.status == 400
+    assert incoming.size <= max(step, len(CHUNKED_HEAD + CRUMB * 1001))
+
+
+@pytest.mark.parametrize("chunks", [CRUMB * 1000, CHUNK * 1500, CRUMB * 900 + LARGE + CRUMB * 100])
+@pytest.mark.parametrize("step", [1000, 65_536])
+def test_incoming_takes_small_chunks_when_they_are_few_or_not_as_small(chunks: bytes, step: int) -> None:
+    incoming = _incoming(max_body_bytes=1_000_000)
+    sent = CHUNKED_HEAD + chunks + END
+
+    whole = [incoming.feed(sent[at : at + step]) for at in range(0, len(sent), step)]
+
+    assert whole == [False] * (len(whole) - 1) + [True]
+    assert set(incoming.request.body.read()) == {ord("a")}
+
+
+def test_incoming_counts_chunks_anew_for_each_request() -> None:
+    first, second = _incoming(max_body_bytes=1_000_000), _incoming(max_body_bytes=1_000_000)
+    request_ = CHUNKED_HEAD + CRUMB * 900 + END
+
+    assert first.feed(request_ * 2)
+    assert first.request.body.read() == b"a" * 900
+    assert second.feed(first.rest())
+    assert second.request.body.read() == b"a" * 900
+
+
+def test_incoming_hands_small_pieces_to_the_parser_which_copies_them_for_each_chunk() -> None:
+    incoming = _incoming(max_body_bytes=1_000_000)
+
+    incoming.feed(CHUNKED_HEAD + b"10000\r\n" + bytes(0x10000))
+
+    assert max(map(len, iter(incoming.chunk, b""))) == 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,41 @@ def test_half_a_file_of_a_dead_process_goes_too(shelf: Shelf) -> None:
 
     assert not part.exists()
     assert shelf.kept() == {"a", "b", "c"}
+
+
+def test_room_is_made_when_a_listed_file_is_gone_meanwhile(shelf: Shelf) -> None:
+    shelf.pull(shelf.process(), "abc")
+    shelf.end()
+    gone = shelf.folder / "sha256" / "gone.part"
+    gone.symlink_to("nowhere")  # is listed, and has no length to tell
+
+    shelf.pull(shelf.process(), "d")
+
+    gone.unlink()
+    assert shelf.kept() == {"b", "c", "d"}
+
+
+def test_room_is_made_when_another_process_finishes_a_folder_meanwhile(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.pull(shelf.process(), "abc")
+    shelf.end()
+    made = shelf.folder / "models" / ".new-0"
+    (made / "new").mkdir(parents=True)
+    rglob = Path.rglob
+
+    def meanwhile(folder: Path, pattern: str) -> Iterator[Path]:  # no other way into the middle of a walk
+        for path in rglob(folder, pattern):
+            yield path
+            if folder == made:
+                shutil.rmtree(made)
+
+    monkeypatch.setattr(Path, "rglob", meanwhile)
+
+    shelf.pull(shelf.process(), "d")
+
+    assert not made.exists()
+    assert shelf.kept() == {"b", "c", "d"}
 
 
 def test_the_dead_leave_nothing_behind(shelf: Shelf) -> None:

@@ -25,6 +25,7 @@ from shipway.errors import (
 )
 from shipway.proc import Completed
 from shipway.stores.catalogue import Catalogue
+from shipway.stores.objects import SMALL_BYTES
 from tests import model_folder
 from tests.memory_store import MemoryStore, Wrapped
 
@@ -32,6 +33,7 @@ SIGNATURE = {
     "inputs": [{"name": "x", "type": "float32", "shape": [None, 2]}],
     "outputs": [{"name": "y", "type": "float32", "shape": [None, 2]}],
 }
+LAYER = f"sha256:{'0' * 64}"
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -185,6 +187,18 @@ def test_publish_hands_no_secrets_to_the_child(
 def test_publish_refuses_when_a_metric_is_no_number(catalogue: Catalogue, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the metric top1 is no finite number"):
         publish(catalogue, tmp_path, metrics={"top1": math.nan})
+
+
+def test_publish_makes_no_version_that_nobody_could_read(
+    catalogue: Catalogue, store: MemoryStore, tmp_path: Path
+) -> None:
+    model_folder.make(tmp_path)
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"note": "n" * (SMALL_BYTES - 100)}))
+
+    with pytest.raises(ModelRefused, match=r"the manifest of adds would have 16,77\d,\d+ bytes, more than 16,777,216"):
+        catalogue.publish(tmp_path, name="adds", publisher="ada", tell=Console())
+
+    assert [key for key in store.objects if "/versions/" in key] == []
 
 
 def test_publish_goes_on_when_an_older_manifest_is_damaged(
@@ -350,6 +364,7 @@ def test_show_refuses_when_a_manifest_names_a_hostile_path(
             "is a file and a folder",
         ),
         ({"schema_version": 2}, "schema_version: "),
+        ({"created": "2026-11-23T12:00:00"}, "created: expected `datetime` with a timezone"),
     ],
 )
 def test_show_refuses_when_a_manifest_lies(
@@ -368,6 +383,30 @@ def test_show_says_so_when_a_manifest_is_cut(catalogue: Catalogue, store: Memory
 
     with pytest.raises(ModelCorrupt, match=r"memory/adds/versions/1\.json"):
         catalogue.show("adds", 1)
+
+
+def test_objects_are_what_a_store_of_the_version_alone_would_hold(
+    catalogue: Catalogue, store: MemoryStore, tmp_path: Path
+) -> None:
+    publish(catalogue, tmp_path)
+
+    entries = list(catalogue.objects(catalogue.resolve("adds", 1), cache=tmp_path / "cache"))
+
+    assert {entry.path: b"".join(entry.read()) for entry in entries} == {
+        key: data for key, data in store.objects.items() if key.split("/")[1] in {"blobs", "versions"}
+    }
+
+
+@pytest.mark.parametrize("fields", [{"metrics": {"accuracy": 1}}, {"layer": {"digest": LAYER, "size_bytes": 1}}])
+def test_objects_are_refused_when_the_manifest_is_not_the_pinned_one_any_more(
+    catalogue: Catalogue, store: MemoryStore, tmp_path: Path, fields: Mapping[str, Any]
+) -> None:
+    publish(catalogue, tmp_path)
+    model = catalogue.resolve("adds", 1)
+    change(store, "adds/versions/1.json", **fields)
+
+    with pytest.raises(ModelCorrupt, match=r"adds/versions/1\.json is not the manifest any more that was pinned"):
+        list(catalogue.objects(model, cache=tmp_path / "cache"))
 
 
 def test_pull_holds_the_wanted_files_alone(catalogue: Catalogue, tmp_path: Path) -> None:
@@ -539,6 +578,14 @@ def test_history_keeps_a_move_when_its_promoter_was_killed_and_the_alias_moved_o
         (1, "ada", None, 1),
         (2, "bob", 1, 2),
     ]
+
+
+def test_history_says_so_when_a_move_has_no_time_zone(catalogue: Catalogue, store: MemoryStore, tmp_path: Path) -> None:
+    publish(catalogue, tmp_path)
+    change(store, "adds/log/latest-1.json", when="2026-11-23T12:00:00")
+
+    with pytest.raises(ModelCorrupt, match=r"adds/log/latest-1\.json is damaged: when: expected `datetime` with"):
+        catalogue.history("adds")
 
 
 def test_history_is_in_the_order_of_moves_when_clocks_disagree(store: MemoryStore, tmp_path: Path) -> None:

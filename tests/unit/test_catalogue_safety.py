@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shipway.artifacts import ModelFile
 from shipway.errors import ModelRefused
-from shipway.stores import onnxfile, safety
+from shipway.stores import drafting, manifest, onnxfile, safety
 from tests import model_folder
 from tests.model_folder import external_tensor, nested, number, onnx, text
 
@@ -100,6 +102,24 @@ def test_inspect_refuses_by_name_when_a_file_is_not_plain_data(case: str, tmp_pa
 
     assert str(folder / name) in raised.value.message
     assert told in raised.value.message
+
+
+def test_draft_refuses_json_that_is_too_deep_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "preprocessing.json"
+    path.write_bytes(b"[" * 100_000)
+    digest, size_bytes = manifest.measured([path.read_bytes()])
+
+    with pytest.raises(ModelRefused, match=r"preprocessing\.json is refused: "):
+        drafting.draft(
+            tmp_path,
+            (ModelFile(path=path.name, digest=digest, size_bytes=size_bytes),),
+            manifest.Signature(inputs=(), outputs=()),
+            name="adds",
+            publisher="ada",
+            commit=None,
+            metrics={},
+            created=datetime(2026, 11, 23, tzinfo=UTC),
+        )
 
 
 EXTERNAL: dict[str, tuple[dict[str, str], str]] = {

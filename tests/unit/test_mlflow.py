@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from json import dumps, loads
@@ -15,16 +16,18 @@ import pytest
 
 from shipway import entra
 from shipway.console import Console
-from shipway.errors import ModelRefused, NotConfigured, StoreRefused
+from shipway.errors import ConfigError, ModelCorrupt, ModelRefused, NotConfigured, StoreRefused
 from shipway.proc import Proc
 from shipway.stores import open_catalogue
 from shipway.stores.adopt import Adopter, Registered
 from shipway.stores.artifacts import Proxied
+from shipway.stores.azureml import Lent
 from shipway.stores.mlflow import Mlflow
 from shipway.stores.objects import Access, Found
 from shipway.stores.patience import Clock
 from shipway.stores.registry import Registry
 from shipway.stores.rest import Entra, Rest, Variables
+from shipway.stores.transfer import Unasked
 
 BASE = httpx.URL("https://mlflow.example/team")
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -36,10 +39,16 @@ def said(status: int, *, json: Any = None, text: str = "", headers: Mapping[str,
     return httpx.Response(status, stream=httpx.ByteStream(body), headers=headers)
 
 
-def rest(answer: Answer, *, environ: Mapping[str, str] | None = None, waits: list[float] | None = None) -> Rest:
+def rest(
+    answer: Answer,
+    *,
+    base: httpx.URL = BASE,
+    environ: Mapping[str, str] | None = None,
+    waits: list[float] | None = None,
+) -> Rest:
     client = httpx.Client(transport=httpx.MockTransport(answer))
     clock = Clock(sleep=(waits if waits is not None else []).append)
-    return Rest(BASE, client=client, login=Variables(Access(environ=environ or {})), clock=clock)
+    return Rest(base, client=client, login=Variables(Access(environ=environ or {})), clock=clock)
 
 
 def registry(answer: Answer, folder: Path) -> Mlflow:
@@ -231,6 +240,41 @@ def test_another_servers_address_gets_no_login() -> None:
     assert seen == [("mlflow.example", "Bearer s3cret"), ("blobs.example", None)]
 
 
+@pytest.mark.parametrize(
+    ("environ", "header"),
+    [
+        ({"MLFLOW_TRACKING_TOKEN": "s3cret\n"}, "Bearer s3cret"),
+        ({"MLFLOW_TRACKING_TOKEN": "\n"}, None),
+        ({"MLFLOW_TRACKING_USERNAME": "ada\n", "MLFLOW_TRACKING_PASSWORD": "pass\r\n"}, "Basic YWRhOnBhc3M="),
+    ],
+)
+def test_a_login_is_what_a_file_holds_without_the_end_of_its_line(environ: Mapping[str, str], header: str) -> None:
+    assert Variables(Access(environ=environ)).header() == header
+
+
+@pytest.mark.parametrize("token", ["s3cret\nX-Other: 1", "s3cret two", "s3cret\0", "s3cr\u00e9t", "s3cret\udcff"])
+def test_a_token_is_refused_without_a_word_of_it_when_no_header_can_hold_it(token: str) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_TOKEN has signs that no header can hold") as caught:
+        Variables(Access(environ={"MLFLOW_TRACKING_TOKEN": token}))
+
+    assert "s3c" not in f"{caught.value!r} {caught.value}"
+
+
+def test_ask_gives_up_at_once_without_quoting_when_a_request_cannot_be_sent() -> None:
+    asked: list[httpx.URL] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        message = "Illegal header value b'Bearer s3cret'"
+        raise httpx.LocalProtocolError(message)
+
+    with pytest.raises(StoreRefused, match=r"https://mlflow\.example/team/x is no request that HTTP knows") as caught:
+        rest(refuse).ask("GET", "/x")
+
+    assert len(asked) == 1
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_entras_token_is_asked_again_shortly_before_its_end() -> None:
     lives = iter([200, 4000, 4000])
     asked: list[str] = []
@@ -244,6 +288,75 @@ def test_entras_token_is_asked_again_shortly_before_its_end() -> None:
 
     assert [login.header() for _ in range(3)] == ["Bearer t1", "Bearer t2", "Bearer t2"]
     assert asked == ["scope", "scope"]
+
+
+# -- files -----------------------------------------------------------------------------------
+
+
+class Endless(httpx.SyncByteStream):
+    """A body that goes on long after everybody has enough; counts what was taken of it."""
+
+    def __init__(self) -> None:
+        self.taken_bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(64):
+            self.taken_bytes += 1 << 20
+            yield bytes(1 << 20)
+
+
+def test_a_file_is_spooled_as_far_as_it_was_found_to_go() -> None:
+    body = Endless()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "path" in request.url.params:
+            return said(200, json={"files": [{"path": "big", "file_size": 3 << 20}]})
+        if request.headers.get("range") == "bytes=0-0":
+            return said(200)
+        return httpx.Response(200, stream=body if "range" not in request.headers else httpx.ByteStream(b""))
+
+    with pytest.raises(Unasked, match=r"^1/r/big: more came than was asked for\n"):
+        list(Proxied(rest(answer)).stream("1/r/big", start=1 << 20, stop=2 << 20))
+
+    assert body.taken_bytes == 4 << 20
+
+
+def test_read_ends_when_an_artifact_does_not(tmp_path: Path) -> None:
+    body = Endless()
+    told = {
+        "experiments/get-by-name": {"experiment": {"experiment_id": "1"}},
+        "runs/search": {"runs": [{"info": {"run_id": "r", "artifact_uri": "mlflow-artifacts:/1/r/artifacts"}}]},
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "mlflow-artifacts" in request.url.path:
+            return httpx.Response(206, stream=body, headers={"Content-Range": "bytes 0-9/10"})
+        return said(200, json=told[request.url.path.removeprefix("/team/api/2.0/mlflow/")])
+
+    with pytest.raises(ModelCorrupt, match=r"1/r/artifacts/log/x-1\.json has more than 16,777,216 bytes"):
+        registry(answer, tmp_path).read("adds/log/x-1.json")
+
+    assert body.taken_bytes == 17 << 20
+
+
+@pytest.mark.parametrize(("service", "is_lent"), [("mlflow.example", False), ("127.0.0.1", True)])
+def test_a_workspace_elsewhere_lends_nothing_on_this_machine(service: str, is_lent: bool) -> None:  # noqa: FBT001 - a table
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.host == service:
+            return said(200, json={"contentUri": "http://localhost:8080/secret"})
+        return said(206, text="x", headers={"Content-Range": "bytes 0-0/1"})
+
+    lent = Lent(rest(answer, base=httpx.URL(f"https://{service}/artifact")))
+    if is_lent:
+        assert lent.find("ExperimentRun/dcid.r/x") == Found(size_bytes=1, etag="")
+    else:
+        with pytest.raises(StoreRefused, match="lends no address, or one that is not https"):
+            lent.find("ExperimentRun/dcid.r/x")
+
+    assert asked == [service, *["localhost"] * is_lent]
 
 
 # -- what mlflow registered ------------------------------------------------------------------

@@ -380,6 +380,16 @@ def test_show_and_resolve_refuse_before_any_file_is_opened(case: str, store: Mem
     assert 20 <= raised.value.code <= 29
 
 
+def test_objects_are_refused_when_the_manifest_was_altered_since(store: MemoryStore, tmp_path: Path) -> None:
+    publish(catalogue(store, by=ADA), tmp_path)
+    trusting = catalogue(store, trusted=(ADA,))
+    model = trusting.resolve("adds", 1)
+    rewrite(store, "adds/versions/1.json", preprocessing={"scale": 2})
+
+    with pytest.raises(ModelUntrusted, match="its manifest was altered or exchanged"):
+        list(trusting.objects(model, cache=tmp_path / "cache"))
+
+
 def test_resolve_takes_what_any_trusted_key_signed(store: MemoryStore, tmp_path: Path) -> None:
     publish(catalogue(store, by=BOB), tmp_path)
 

@@ -205,6 +205,14 @@ def test_sweep_takes_nothing_while_it_cannot_tell_what_is_needed(key: str, store
     assert {name: data for name, data in store.objects.items() if name in before} == before
 
 
+def test_sweep_takes_nothing_when_a_notice_has_no_time_zone(store: MemoryStore) -> None:
+    naive = {**DEAD, "when": "2026-11-23T12:00:00"}
+    store.objects["adds/pending/0.json"] = json.dumps(naive).encode()
+
+    with pytest.raises(ModelCorrupt, match=r"adds/pending/0\.json does not say who needs or deletes what"):
+        sweep(store)
+
+
 def test_sweep_says_who_else_is_at_it(store: MemoryStore) -> None:
     other = notices.Notice(**{**DEAD, "when": LATER, "versions": {1}})
     store.objects["adds/sweeps/0.json"] = documents.encoded(other)

@@ -98,6 +98,29 @@ def test_ahead_gives_the_bytes_in_order() -> None:
     assert len(source.asked) == -(-len(CONTENT) // (1 << 20))
 
 
+@pytest.mark.parametrize("size_bytes", [1000, 3 << 20])
+def test_ahead_takes_no_more_than_it_asked_for(size_bytes: int) -> None:
+    class Endless(Cutting):
+        taken_bytes = 0
+
+        def __str__(self) -> str:
+            return "memory/blob"
+
+        def stream(self, *, start: int, stop: int, etag: str | None = None) -> Iterator[bytes]:
+            self.asked.append((start, stop))
+            assert etag in {None, "1"}
+            for _ in range(64):
+                self.taken_bytes += 1 << 19
+                yield bytes(1 << 19)
+
+    source = Endless()
+
+    with pytest.raises(Unasked, match=r"^memory/blob: more came than was asked for\n"):
+        list(transfer.ahead(source, size_bytes))
+
+    assert source.taken_bytes <= len(source.asked) * 3 << 19
+
+
 def test_in_order_begins_no_more_than_is_allowed_ahead() -> None:
     begun: list[int] = []
     arriving = transfer.in_order(range(100), begun.append, threads=4, ahead=6)
