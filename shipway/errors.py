@@ -106,6 +106,13 @@ class LockHeld(ShipwayError):
     advice = "wait for it, or run again with --wait"
 
 
+class Overtaken(ShipwayError):
+    """Another release changed what serves while this command waited for the lock; nothing was done."""
+
+    code = 4
+    advice = "invoke status shows what serves; if that is what you want to leave, run the same command again"
+
+
 class LockLost(ShipwayError):
     """The lock ran out and another release took it, so this one stopped before its next change."""
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from shipway import receipts
 from shipway.artifacts import Digest, Image, ImageRef, LoadReport, Model, ModelRef, Rollout, SuiteRun, Version
+from shipway.config import ServiceSettings
 from shipway.errors import (
     ClusterRefused,
     ClusterUnreachable,
@@ -65,30 +66,33 @@ def deploy(
     wait: bool = False,
     force: bool = False,
     allow_downgrade: bool = False,
+    leaves: Version | None = None,
 ) -> Deployed:
     """Roll an image out, check it, and give it to users; on any failure go back.
 
-    Takes the newest image that was built from a passing suite where no digest is given.
+    Takes the newest image that was built from a passing suite where no digest is given. With
+    `leaves`, raises `Overtaken` when another version than that serves once the lock is ours.
     """
     from shipway import upkeep  # noqa: PLC0415 - what throws images away, which building does not need
 
     if kind != "rollback":
         site.require_runnable()
     wanted = site.read_image(digest or upkeep.newest_tested(site))
-    if (digest is None or kind == "release") and not allow_downgrade:
-        model_stage.require_forward(compose.version(wanted).model, _released_models(site))
     with _turn(site, kind, wanted, wait=wait) as turn:
+        turn.require_still(leaves)
+        if (digest is None or kind == "release") and not allow_downgrade:
+            model_stage.require_forward(turn.version.model, _released_models(site))
         if turn.serves_already:
             turn.held.discard_candidate()  # a killed release of another version may have left one
-            return _closed(site, turn, "unchanged" if turn.passed_before() else "released")
+            return _proven(site, turn, force=force)
         turn.refuse_what_failed(force=force)
         golden = site.golden(turn.version)
         with turn.going_back():
             candidate = rollout_stage.start(turn.held, wanted, site.tell, as_before=kind == "rollback")
             rollout_stage.ask_golden(candidate.url, turn.version, golden, site.tell)
-            _measure_candidate(site, turn, candidate.url)
+            _measure_candidate(site, turn, candidate.url, wanted)
             rollout_stage.promote(turn.held, candidate, site.tell)
-            _measure_public(site, turn)
+            _measure_public(site, turn, wanted)
             rollout_stage.settle(turn.held, site.tell)
             rollout_stage.ask_golden(turn.target.url, turn.version, golden, site.tell)
         deployed = _closed(site, turn, "rolled back" if kind == "rollback" else "released")
@@ -130,7 +134,7 @@ def rollback(site: Site, *, only: Only | None = None, wait: bool = False) -> Dep
         said = evidence.of_recombined(composed.image, images=site.images, code=code, model=model, maker=_maker(site))
         ref, _ = _pushed(site, composed, said)
         earlier = ref.digest
-    return deploy(site, earlier, kind="rollback", wait=wait, force=True)
+    return deploy(site, earlier, kind="rollback", wait=wait, force=True, leaves=live.version)
 
 
 # -- stages alone ------------------------------------------------------------------------
@@ -333,7 +337,16 @@ def _turn(site: Site, kind: Kind, wanted: Image, *, wait: bool) -> AbstractConte
     )
 
 
-def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
+def _proven(site: Site, turn: Turn, *, force: bool) -> Deployed:
+    """Close a turn that finds its version serving; one that nobody lived to prove is asked its golden answers now."""
+    if turn.passed_before():
+        return _closed(site, turn, "unchanged")
+    turn.refuse_what_failed(force=force)
+    rollout_stage.ask_golden(turn.target.url, turn.version, site.golden(turn.version), site.tell)
+    return _closed(site, turn, "released")
+
+
+def _measure_candidate(site: Site, turn: Turn, url: str, image: Image) -> None:
     """Hold the candidate's figures against the limits and the last release's."""
     if turn.is_trusted:
         site.tell.say("loadcheck", "served users here before, and passed then")
@@ -341,6 +354,7 @@ def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
     report = _measure(
         site,
         url,
+        service=compose.service(image),
         model=site.golden(turn.version),
         seconds=site.settings.loadcheck.seconds,
         builds={turn.version.build},
@@ -350,7 +364,7 @@ def _measure_candidate(site: Site, turn: Turn, url: str) -> None:
     loadcheck_stage.require_pass(report)
 
 
-def _measure_public(site: Site, turn: Turn) -> None:
+def _measure_public(site: Site, turn: Turn, image: Image) -> None:
     """Hold what users meet against the limits; on some targets the version before still serves beside.
 
     If that fails there, the version before may be the culprit; then it must not stand in the way
@@ -360,24 +374,25 @@ def _measure_public(site: Site, turn: Turn) -> None:
         return
     before = turn.previous.version if turn.previous else None
     met = turn.target.met(turn.version, before)
-    report = _measure_live(site, turn, *met)
+    report = _measure_live(site, turn, image, *met)
     if report.verdict != "pass" and before in met and before:
         turn.held.undo(before)
-        if _measure_live(site, turn, before).verdict != "pass":
+        if _measure_live(site, turn, site.read_image(before.digest), before).verdict != "pass":
             site.tell.warn(f"what serves now, {before}, does not pass itself: it goes before the new one is measured")
-            candidate = rollout_stage.start(turn.held, site.read_image(turn.version.digest), site.tell)
+            candidate = rollout_stage.start(turn.held, image, site.tell)
             rollout_stage.promote(turn.held, candidate, site.tell)
             rollout_stage.settle(turn.held, site.tell)
-            report = _measure_live(site, turn, turn.version)
+            report = _measure_live(site, turn, image, turn.version)
     turn.attempt.note(public_load=figures(report))
     loadcheck_stage.require_pass(report)
 
 
-def _measure_live(site: Site, turn: Turn, *versions: Version) -> LoadReport:
+def _measure_live(site: Site, turn: Turn, image: Image, *versions: Version) -> LoadReport:
     """Measure the public address, which these versions share; answers are compared where one model gives them."""
     return _measure(
         site,
         turn.target.url,
+        service=compose.service(image),
         model=site.golden(versions[0]),
         seconds=site.settings.loadcheck.public_seconds,
         builds={version.build for version in versions},
@@ -389,6 +404,7 @@ def _measure(
     site: Site,
     url: str,
     *,
+    service: ServiceSettings,
     model: Path | None,
     seconds: float,
     builds: AbstractSet[str] | None,
@@ -397,7 +413,7 @@ def _measure(
 ) -> LoadReport:
     return loadcheck_stage.run(
         site.settings.loadcheck,
-        service=site.settings.service,
+        service=service,
         url=url,
         exchanges=model,
         seconds=seconds,

@@ -97,6 +97,10 @@ class Slot(Protocol):
     """Where one lock is kept. Whoever changes it must have seen the last change."""
 
     @property
+    def shared(self) -> bool:
+        """Whether other machines may hold it, one with our own's name among them."""
+
+    @property
     def poll_s(self) -> float:
         """How often somebody who waits may look."""
 
@@ -161,9 +165,13 @@ class Lock:
 
     def _take(self, owner: str, what: str, tell: Tell) -> Holder | None:
         """Take the lock and return `None`, or return who holds it."""
+        mine: Holder | None = None
         while True:
             seen = self._slot.read()
             last, now = seen.holder, self._clock()
+            if mine and last == mine:  # written, and the answer was lost
+                self._mine = mine
+                return None
             if last and (not self._over(last) or self._lives(last, seen)):
                 return last
             mine = Holder(
@@ -183,15 +191,20 @@ class Lock:
                 return None
 
     def _over(self, holder: Holder) -> bool:
-        return holder.expires <= self._clock() or _ended_here(holder)
+        return holder.expires <= self._clock() or self._ended_here(holder)
 
     def _lives(self, holder: Holder, seen: Seen) -> bool:
         """Watch one that seems to have run out for a sign of life."""
-        if not (self._doubt_s and holder.expires) or _ended_here(holder):
+        if not (self._doubt_s and holder.expires) or self._ended_here(holder):
             return False
         time.sleep(self._doubt_s)
         later = self._slot.read()
         return bool(later.etag != seen.etag and later.holder and later.holder.expires)
+
+    def _ended_here(self, holder: Holder) -> bool:
+        """Say whether it was a process of this machine, and has ended. Many machines may have one name."""
+        is_here = proc.is_of_this_boot(holder.process) if self._slot.shared else holder.host == socket.gethostname()
+        return is_here and proc.gone(holder.pid, holder.process)
 
     def _keep(self, ended: threading.Event) -> None:
         while not ended.wait(self._lease_s / 3):
@@ -214,16 +227,13 @@ class Lock:
             tell.warn(f"the lock is left behind: {error.message}")
 
 
-def _ended_here(holder: Holder) -> bool:
-    return holder.host == socket.gethostname() and proc.gone(holder.pid, holder.process)
-
-
 class FileSlot:
     """A lock in a folder: each change is a file of the next number, and whoever creates it has made the change.
 
     Nobody is kept out meanwhile, so a process that is suspended at any moment stops no other.
     """
 
+    shared = False
     poll_s = 0.2
 
     def __init__(self, folder: Path) -> None:

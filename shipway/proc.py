@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import IO, Protocol
 
@@ -25,6 +25,8 @@ from shipway.errors import Interrupted, ToolFailed, ToolMissing
 
 _GRACE_S = 5.0
 _TAIL_LINES = 40
+
+_beside: set[subprocess.Popen[bytes]] = set()  # those that other threads than the main one wait for
 
 
 class Completed(Struct, frozen=True, kw_only=True):
@@ -142,12 +144,16 @@ def signals_as_errors() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`, in the main thread.
 
     Later ones are ignored: by then the command is cleaning up, and a clean-up that is cut
-    short is what would need mending by hand.
+    short is what would need mending by hand. What other threads wait for is told to end, since
+    they hear of no signal.
     """
 
     def interrupt(number: int, _frame: object) -> None:
         for each in numbers:
             signal.signal(each, _ignore)
+        for child in tuple(_beside):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGTERM)
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     numbers = _interrupting()
@@ -220,6 +226,12 @@ def identity(pid: int) -> str | None:
     return None if state in "ZX" else f"{boot}/{space}/{rest[18]}"
 
 
+def is_of_this_boot(known: str | None) -> bool:
+    """Say whether this very machine, since it was started last, gave a process this identity."""
+    here, there = identity(os.getpid()) or "", known or ""
+    return "/" in there and here.partition("/")[0] == there.partition("/")[0]
+
+
 def gone(pid: int, known: str | None) -> bool:
     """Say whether the process that once had this number and identity has surely ended.
 
@@ -254,12 +266,15 @@ def _stream(
 
 @contextlib.contextmanager
 def _ended(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    if current_thread() is not main_thread():
+        _beside.add(child)
     try:
         yield
     except BaseException:
         _end(child)
         raise
     finally:
+        _beside.discard(child)
         for stream in (child.stdin, child.stdout, child.stderr):
             if stream:
                 with contextlib.suppress(OSError):

@@ -180,7 +180,7 @@ class Site:
         """Who may change this environment now."""
         lease_s = self.settings.rollout.lock_s
         if self._runs_here:
-            return Lock(FileSlot(self._home / "lock"), lease_s=lease_s)
+            return Lock(FileSlot(self._home / "lock"), lease_s=lease_s, doubt_s=lease_s / 2)
         from shipway.targets.shared import LeaseSlot
 
         return Lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-release"), lease_s=lease_s, doubt_s=lease_s / 2)

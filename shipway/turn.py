@@ -17,11 +17,13 @@ from shipway.artifacts import Version
 from shipway.console import Tell
 from shipway.errors import (
     CandidateFailed,
+    ClusterUnreachable,
     GoldenAnswersWrong,
     Interrupted,
     LoadCheckFailed,
     LoadCheckInconclusive,
     LockLost,
+    Overtaken,
     PromotionFailed,
     RefusedBefore,
     ShipwayError,
@@ -40,7 +42,8 @@ _SAYS_NOT_WHY = (GoldenAnswersWrong, LoadCheckFailed, LoadCheckInconclusive)
 class Turn(Struct, kw_only=True):
     """What the holder of the lock works with. `previous` is what served when the turn began.
 
-    `failure` is what ended the changes early, and `undone` says that they were taken back.
+    `failure` is what ended the changes early, and `undone` says that they were taken back;
+    `hindrance` is what the failure came of where the version is not to blame.
     """
 
     kind: str
@@ -52,6 +55,13 @@ class Turn(Struct, kw_only=True):
     attempt: Attempt
     failure: BaseException | None = None
     undone: bool = False
+    hindrance: str = ""
+
+    @property
+    def is_its_fault(self) -> bool:
+        """Whether what failed proves the version bad."""
+        is_hindered = self.hindrance or getattr(self.failure, "is_hindered", False)
+        return isinstance(self.failure, _ITS_FAULT) and not is_hindered
 
     @property
     def held(self) -> Target:
@@ -86,6 +96,12 @@ class Turn(Struct, kw_only=True):
             for record in self.ledger.attempts()
         )
 
+    def require_still(self, version: Version | None) -> None:
+        """Raise `Overtaken` unless this version, where one is given, serves now that the lock is ours."""
+        now = self.previous.version if self.previous else None
+        if version and now != version:
+            raise Overtaken(f"{now or 'nothing'} serves now, and not {version} any more, which was to be left")
+
     def refuse_what_failed(self, *, force: bool) -> None:
         """Raise `RefusedBefore` for a digest that failed, or was rolled back, here; `force` lets it try again."""
         records = self.ledger.attempts()
@@ -118,18 +134,27 @@ class Turn(Struct, kw_only=True):
             raise
 
     def _require_lock(self, error: BaseException) -> None:
-        """Raise `LockLost` if another holds the lock: then `error` may be his doing, and an undo would undo his."""
-        try:
-            self.lock.check()
-        except LockLost as lost:
-            raise lost from error
-        except ShipwayError:  # it is ours, but could not be renewed
-            return
+        """Raise `LockLost` if another holds the lock: then `error` may be his doing, and an undo would undo his.
+
+        While nobody says whose it is, nothing is undone either; that is asked twice, as long as one asks.
+        """
+        unknown = ""
+        for _ in range(2):
+            try:
+                return self.lock.check()
+            except LockLost as lost:
+                raise lost from error
+            except ClusterUnreachable as gone:
+                unknown = gone.message
+            except ShipwayError:  # it is ours, but could not be renewed
+                return None
+        what = f"nobody could say who holds the lock, so nothing was undone: {unknown}"
+        raise UndoFailed(f"{what}; it was tried because: {_told(error)}") from error
 
     def _go_back(self, failure: BaseException) -> None:
         self.failure = failure
-        if isinstance(failure, _SAYS_NOT_WHY) and (why := self.target.explain()):  # before the undo removes it
-            failure.tail = f"{failure.tail}\n{why}"
+        with contextlib.suppress(Exception):  # whatever cannot be looked at, the undo must come
+            self._explain(failure)
         before = self.previous.version if self.previous else None
         try:
             self.target.undo(before)
@@ -139,6 +164,14 @@ class Turn(Struct, kw_only=True):
         self.undone = True
         if isinstance(failure, ShipwayError):
             failure.serving = f"Serving, as before: {before}." if before else "Nothing serves, as before."
+
+    def _explain(self, failure: BaseException) -> None:
+        """Say of a failure what only the target knows, before the undo removes it."""
+        if isinstance(failure, _ITS_FAULT):
+            self.hindrance = self.target.hindrance()
+        if isinstance(failure, (*_ITS_FAULT, LoadCheckInconclusive)):
+            why = self.target.explain() if isinstance(failure, _SAYS_NOT_WHY) else ""
+            failure.tail = "\n".join(part for part in (failure.tail, why, self.hindrance) if part)
 
 
 @contextlib.contextmanager
@@ -168,7 +201,7 @@ def take(
                     _outcome(error, undone=turn.undone),
                     error=_told(error),
                     exit=getattr(error, "code", 1),
-                    its_fault=isinstance(turn.failure, _ITS_FAULT) and not getattr(turn.failure, "is_hindered", False),
+                    its_fault=turn.is_its_fault,
                 )
             except ShipwayError as unwritten:  # what went wrong first is what counts; the next one closes it
                 tell.warn(f"attempt {attempt.record.number} is left open: {unwritten.message}")

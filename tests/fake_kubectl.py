@@ -44,6 +44,9 @@ _KINDS = {
 }
 
 
+_NEVER_READY = ("crashes", "never ready", "pulls slowly", "cannot pull", "unschedulable")
+
+
 class Refused(Exception):
     """What kubectl says on stderr."""
 
@@ -62,6 +65,8 @@ class FakeKubectl:
         self.calls: list[tuple[str, ...]] = []
         self.others_own: set[str] = set()
         self.has_address = True
+        self.deletes_nothing = False
+        self.paths: dict[str, str] = {}
         self._version = 0
 
     # -- the boundary ------------------------------------------------------------------------
@@ -97,13 +102,15 @@ class FakeKubectl:
         on_line("Forwarding from 127.0.0.1")
         return Forwarding()
 
-    def ask(self, url: str, _service: ServiceSettings) -> str | None:
+    def ask(self, url: str, service: ServiceSettings) -> str | None:
         """Stand for asking over HTTP: users ask the load balancer, we the forwarded port."""
         name = "web-candidate" if "127.0.0.1" in url else "web"
         pods = [pod for pod in self._pods(self.objects.get(("deployment.apps", name))) if _is_ready(pod)]
         if not pods:
             return None
         digest = pods[-1]["metadata"]["annotations"][DIGEST]
+        if service.version_path != self.paths.get(digest, service.version_path):
+            return None
         says = {"says another": "another", "bad in public": "another" if name == "web" else None}
         return says.get(self.fate(digest)) or str(pods[-1]["metadata"]["annotations"]["shipway.dev/build"])
 
@@ -171,6 +178,8 @@ class FakeKubectl:
     def _proxied(self, word: str) -> str:
         name = word.split("/pods/")[1].split(":", maxsplit=1)[0]
         pod = self.objects[("pod", name)]
+        if not word.endswith(self.paths.get(pod["metadata"]["annotations"][DIGEST], "")):
+            raise Refused("Error from server (NotFound): the server could not find the requested resource")
         build = pod["metadata"]["annotations"]["shipway.dev/build"]
         return json.dumps(
             {"build": "another" if self.fate(pod["metadata"]["annotations"][DIGEST]) == "mixed" else build}
@@ -240,8 +249,9 @@ class FakeKubectl:
         return ""
 
     def _delete(self, words: tuple[str, ...], _stdin: Object | None) -> str:
+        assert "--interactive=false" in words, "a person's kuberc may say otherwise, and nobody answers"
         for word in words:
-            if not word.startswith("--"):
+            if not word.startswith("--") and not self.deletes_nothing:
                 kind, _, name = word.partition("/")
                 found = self.objects.pop((_KINDS[kind], name), None)
                 if found and found["kind"] == "Deployment":
@@ -266,7 +276,7 @@ class FakeKubectl:
         fate = self.fate(spec["template"]["metadata"]["annotations"][DIGEST])
         ours = [pod for pod in self._pods(deployment) if _owner(pod) == newest["metadata"]["uid"]]
         others = [pod for pod in self._pods(deployment) if _owner(pod) != newest["metadata"]["uid"]]
-        if fate in ("crashes", "cannot pull", "unschedulable"):
+        if fate in _NEVER_READY:
             if not ours:
                 self._pod(deployment, newest, fate)
         else:
@@ -303,10 +313,12 @@ class FakeKubectl:
         state: Object = {"state": {"running": {}}, "restartCount": int(fate == "restarts")}
         if fate == "crashes":
             state = {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}, "restartCount": 2}
+        if fate == "pulls slowly":
+            state = {"state": {"waiting": {"reason": "ContainerCreating"}}}
         if fate == "cannot pull":
             state = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}
         scheduled = {"type": "PodScheduled", "status": str(fate != "unschedulable"), "message": "0/2 nodes are free"}
-        ready = fate not in ("crashes", "cannot pull", "unschedulable")
+        ready = fate not in _NEVER_READY
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -319,7 +331,7 @@ class FakeKubectl:
             "status": {
                 "phase": "Running",
                 "conditions": [{"type": "Ready", "status": str(ready)}, scheduled],
-                "containerStatuses": [state],
+                "containerStatuses": [state] if fate != "unschedulable" else [],
             },
         }
         self._put(pod)

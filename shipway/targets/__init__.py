@@ -64,6 +64,9 @@ class Target(Protocol):
     def explain(self) -> str:
         """Return why what was started last does not run as it should, line by line; nothing where it does."""
 
+    def hindrance(self) -> str:
+        """Return what came between us and the candidate while it was measured, and is not its fault; else nothing."""
+
     def logs(self) -> str:
         """Say where the logs are."""
 
@@ -75,7 +78,8 @@ class Target(Protocol):
         What a killed release left is removed first. With `as_before` it is started as it was
         when it served here, where that is known, whatever the checkout says now. Raises
         `CandidateFailed` with its last words, at once when it is hopeless; `WrongBuild`; and
-        `ConfigError` when the settings do not fit what is there. Nothing is left of it then.
+        `ConfigError` when the settings do not fit what is there. An undo takes away what is left
+        of it then: whoever lost the lock meanwhile must not, for it may be another's.
         """
 
     def promote(self, candidate: Candidate) -> None:

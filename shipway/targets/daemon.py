@@ -29,6 +29,7 @@ from shipway.ledger import write
 
 _START_S = 20.0
 _ANSWER_S = 5.0
+_SOCKET_BYTES = 100
 _BUSY_S = 300.0  # it takes no second command while a set drains
 _ORPHANS_S = 60.0
 _POLL_S = 0.05
@@ -254,7 +255,10 @@ def _socket(address: Address) -> str:
 
 @contextlib.contextmanager
 def _short(folder: Path) -> Iterator[Path]:
-    """Give a short path to `folder`: a socket's path may have 108 bytes only."""
+    """Give a short path to `folder`: a socket's path may have 108 bytes only. One that is short needs no disk."""
+    if len(os.fsencode(folder / "control")) < _SOCKET_BYTES:
+        yield folder
+        return
     with tempfile.TemporaryDirectory(prefix="shipway-", dir="/tmp") as short:  # $TMPDIR may be long
         link = Path(short) / "d"
         link.symlink_to(folder)

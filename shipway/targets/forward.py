@@ -6,6 +6,7 @@ API server restarts or the pod goes: it is started again on the same port until 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import socket
 import threading
@@ -41,7 +42,7 @@ def start_beside(argv: Sequence[str], on_line: Callable[[str], None]) -> Running
 
 
 class Forward:
-    """One forwarded port."""
+    """One forwarded port; `cuts` is how often its way was broken since it was opened."""
 
     def __init__(self, argv: Callable[[int], Sequence[str]], *, tell: Tell, start: Start = start_beside) -> None:
         """Forward a free port to what `argv` says for it."""
@@ -49,6 +50,7 @@ class Forward:
         self._argv = argv(self._port)
         self._tell = tell
         self._start = start
+        self.cuts = 0
         self._said = ""
         self._open = threading.Event()
         self._closed = threading.Event()
@@ -61,6 +63,7 @@ class Forward:
 
     def open(self) -> None:
         """Return once it listens; raise `ClusterUnreachable` with kubectl's last line when it never does."""
+        atexit.register(self.close)  # a program that it started would outlive whoever forgets it
         self._thread.start()
         if not self._open.wait(_OPEN_S):
             self.close()
@@ -68,6 +71,7 @@ class Forward:
 
     def close(self) -> None:
         """End it."""
+        atexit.unregister(self.close)
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -86,6 +90,7 @@ class Forward:
             finally:
                 child.end()
             if was_open and not self._closed.is_set():
+                self.cuts += 1
                 self._tell.warn(f"the port-forward was cut ({self._said}); starting it again")
                 time.sleep(_PAUSE_S)
 

@@ -35,11 +35,16 @@ _GONE = (  # what kubectl says when nobody, or nobody who is ready, answered
     "i/o timeout",
     "TLS handshake timeout",
     "EOF",
+    "no such host",
+    "server misbehaving",
+    "name resolution",
     "no route to host",
     "network is unreachable",
     "context deadline exceeded",
     "Client.Timeout exceeded",
     "client connection lost",
+    "broken pipe",
+    "GOAWAY",
     "unable to handle the request",
     "(ServiceUnavailable)",
     "(TooManyRequests)",
@@ -222,9 +227,13 @@ class Kubectl:
         self.ask("scale", f"{kind}/{name}", f"--replicas={replicas}")
 
     def delete(self, names: Sequence[str], *, wait: bool = False) -> None:
-        """Delete objects, each `kind/name`; what is not there is no error."""
+        """Delete objects, each `kind/name`; what is not there is no error.
+
+        A person's kuberc may have kubectl ask before it deletes. Nobody would answer, and that counts as a success.
+        """
+        how = ("--interactive=false", "--ignore-not-found", f"--wait={'true' if wait else 'false'}")
         if names:
-            self.ask("delete", *names, "--ignore-not-found", f"--wait={'true' if wait else 'false'}", timeout_s=180)
+            self.ask("delete", *names, *how, timeout_s=180)
 
     # -- asking ------------------------------------------------------------------------------
 

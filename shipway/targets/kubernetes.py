@@ -101,6 +101,8 @@ class Kubernetes:
             clock=clock,
         )
         self._forward: Forward | None = None
+        self._measured = ""
+        self._promoted: Version | None = None
         self._wanted: list[Object] = []
         self._began_with: list[str] | None = (
             None  # what of `_wanted` was there before; unknown while nothing is applied
@@ -137,7 +139,7 @@ class Kubernetes:
         template = manifests.version_of(deployment["spec"]["template"])
         url = self.url
         healthy = state.done and template is not None and template.digest == settled.version.digest
-        answer = self._public.build(url, self._service)
+        answer = self._public.build(url, self._contract(settled.version, record=settled.record))
         return Live(
             version=settled.version,
             url=url,
@@ -186,6 +188,18 @@ class Kubernetes:
                     return self._words(name)
         return ""
 
+    def hindrance(self) -> str:
+        """Say that the candidate's pod was taken away by somebody, or the way to it was cut while it ran on."""
+        if self._forward is None:
+            return ""
+        deployment = self._deployment(manifests.candidate_name(self._name))
+        pods = [pod for pod in self._pods(deployment) if pod["metadata"]["name"] == self._measured]
+        if not pods or progress.is_ending(pods[0]):
+            return f"{self._measured} was drained, evicted or deleted while it was measured"
+        if self._forward.cuts and not progress.restarts(pods[0]):
+            return f"the way to {self._measured} was cut {self._forward.cuts} times while it was measured"
+        return ""
+
     def logs(self) -> str:
         """Return the last lines of every replica."""
         deployment = self._deployment()
@@ -214,23 +228,19 @@ class Kubernetes:
         self._releases.keep(self._wanted, version=version, image=image)
         self._began_with = self._kubectl.existing(self._wanted)
         self._tell.say("rollout", f"starting {version} as {own}")
-        try:
-            lacking = [each for each in manifests.needed(self._wanted) if not self._was_there(each)]
-            self._kubectl.apply([*lacking, *beside], force=True)
-            state = self._watch(own, error=CandidateFailed, limit_s=self._service.start_timeout_s)
-            return Candidate(version=version, url=self._proven(state.pods[0], version))
-        except BaseException:
-            with contextlib.suppress(ShipwayError):  # what went wrong first is what counts
-                self.discard_candidate()
-            raise
+        lacking = [each for each in manifests.needed(self._wanted) if not self._was_there(each)]
+        self._kubectl.apply([*lacking, *beside], force=True)
+        state = self._watch(own, error=CandidateFailed, limit_s=self._service.start_timeout_s)
+        return Candidate(version=version, url=self._proven(state.pods[0], version))
 
     def promote(self, candidate: Candidate) -> None:
         """Apply what the candidate was made of; its own room is what the rolling update needs."""
         self._require_alive(manifests.candidate_name(self._name))
         self.discard_candidate()
-        is_new = self._deployment() is None
+        there = self._deployment()
+        is_new = there is None or _settled(there) is None  # a first release that was killed may have left one
         self._tell.say("rollout", f"applying {candidate.version}")
-        self._is_applied = True
+        self._is_applied, self._promoted = True, candidate.version
         self._kubectl.apply_when_heard(self._wanted)
         if is_new and (count := manifests.replicas(self._wanted, self._name)):
             self._kubectl.scale("deployment.apps", self._name, count)
@@ -248,10 +258,11 @@ class Kubernetes:
         version = manifests.version_of(deployment["spec"]["template"]) if deployment else None
         if deployment is None or version is None:
             raise PromotionFailed("nothing was promoted that could be settled")
+        if self._promoted and version != self._promoted:
+            raise PromotionFailed(f"{self._promoted} was promoted, and somebody put {version} in its place")
         before = _settled(deployment)
         self._settle(deployment, version)
         self._await_alone(version, error=PromotionFailed)
-        self.discard_candidate()
         self._tidy(manifests.record_of(deployment), before.record if before else None)
 
     def undo(self, previous: Version | None) -> None:
@@ -289,7 +300,7 @@ class Kubernetes:
         names = manifests.names(objects, but=frozenset({"Service"}))
         self._tell.say("rollout", f"deleting {', '.join(names)}; Services stay, with their addresses")
         self._kubectl.delete(names, wait=True)
-        self._await_no_pods(deployment)
+        self._require_gone(deployment)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -306,7 +317,7 @@ class Kubernetes:
         )
 
     def _require_ours(self) -> None:
-        """Raise `ConfigError` for a Deployment that something else made: nobody could go back to it."""
+        """Raise `ConfigError` for a Deployment that another made, which nobody could go back to, or without pods."""
         deployment = self._deployment()
         settled = _settled(deployment) if deployment else None
         self._record_before = settled.record if settled else None
@@ -316,6 +327,11 @@ class Kubernetes:
                 f"the Deployment {self._name} was not made by shipway, so nobody could go back to it",
                 advice="delete it, or give the one in [rollout] overlay another name and [rollout] deployment that",
             )
+        if deployment and _is_put_to_sleep(deployment):
+            raise ConfigError(
+                f"the Deployment {self._name} is scaled to 0, so no version could prove itself there",
+                advice=f"kubectl scale deployment {self._name} --replicas 1, then run the same command again",
+            )
 
     def _proven(self, pod: progress.Object, version: Version) -> str:
         """Lead a port to the candidate, and have it say the right build there, some times in a row.
@@ -323,7 +339,8 @@ class Kubernetes:
         To its very pod: by its Service kubectl might choose one of the candidate before, which is ending.
         """
         cluster, own = self._kubectl.cluster, manifests.candidate_name(self._name)
-        argv = partial(_forwarded, cluster.forward, f"pod/{pod['metadata']['name']}", self._service.port)
+        self._measured = pod["metadata"]["name"]
+        argv = partial(_forwarded, cluster.forward, f"pod/{self._measured}", self._service.port)
         self._forward = Forward(argv, tell=self._tell, start=self._start)
         self._forward.open()
         deadline, in_a_row = self._clock() + _SETTLING_S, 0
@@ -369,7 +386,7 @@ class Kubernetes:
                 raise self._hindered(error(f"{name} cannot start: {state.doubtful}", tail=self._words(name)))
             if now - began > limit_s:
                 late = error(f"{name} was not ready within {limit_s:g} s: {state.told}", tail=self._words(name))
-                raise self._hindered(late) if state.no_room else late
+                raise self._hindered(late) if state.unbegun else late
             self._tell.live("rollout", f"{name}: {state.told}, {now - began:.0f} of {limit_s:.0f} s")
             self._sleep(_POLL_S)
 
@@ -421,6 +438,7 @@ class Kubernetes:
             self._sleep(_POLL_S)
 
     def _go_back(self, previous: Version) -> None:
+        self._service = self._contract(previous)
         deployment = self._deployment()
         record = self._record_of(previous)
         there = manifests.record_of(deployment) if deployment else None
@@ -436,9 +454,13 @@ class Kubernetes:
             self._kubectl.delete(list(dict.fromkeys([*left, *self._brought(without=objects)])))
         else:
             self._kubectl.delete(self._brought(without=self._releases.objects(there)))
+        deployment = self._deployment()
+        if deployment and _is_put_to_sleep(deployment):
+            self._tell.warn(f"somebody scaled {self._name} to 0: {previous} is what serves once it is scaled up")
+            return
         self._require_replicas(previous, error=RolloutError)
         self._public.require(previous, self._service, error=RolloutError)
-        if deployment := self._deployment():
+        if deployment:
             self._settle(deployment, previous)
 
     def _remove_all(self) -> None:
@@ -452,7 +474,7 @@ class Kubernetes:
             names = manifests.names([*self._wanted, *self._releases.objects(manifests.record_of(deployment))])
         self._kubectl.delete(list(dict.fromkeys(names)), wait=True)
         if deployment:
-            self._await_no_pods(deployment)
+            self._require_gone(deployment)
 
     def _was_there(self, thing: Object) -> bool:
         """Say whether an object of what is wanted was there before this turn."""
@@ -464,9 +486,17 @@ class Kubernetes:
             return []
         return [name for name in manifests.names(self._wanted, without=without) if name not in self._began_with]
 
-    def _await_no_pods(self, deployment: Object) -> None:
-        deadline = self._clock() + self._grace_s() + _SETTLING_S
-        while self._pods(deployment) and self._clock() < deadline:
+    def _require_gone(self, deployment: Object) -> None:
+        """Have nothing be left of a Deployment that was deleted; a pod on a node that died may never end."""
+        if self._deployment() is not None:
+            raise RolloutError(f"the Deployment {self._name} is still there, though it was deleted")
+        grace_s = float(deployment["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30))
+        deadline = self._clock() + grace_s + _SETTLING_S
+        while pods := self._pods(deployment):
+            if self._clock() > deadline:
+                names = ", ".join(pod["metadata"]["name"] for pod in pods)
+                self._tell.warn(f"{names} should have ended; did its node die?")
+                return
             self._sleep(_POLL_S)
 
     def _tidy(self, record: str | None, before: str | None) -> None:
@@ -477,6 +507,11 @@ class Kubernetes:
                 self._tell.say("rollout", f"deleting what is not applied any more: {', '.join(left)}")
             self._kubectl.delete(left)
         self._releases.prune(record, before)
+
+    def _contract(self, version: Version, *, record: str | None = None) -> ServiceSettings:
+        """Return how a version is asked, which another version's image, or the checkout, may say otherwise."""
+        kept = self._releases.image(version.digest, record=record)
+        return launch.service(kept[1]) if kept else self._service
 
     def _record_of(self, previous: Version) -> str | None:
         """Return the record of what was live when this turn began."""
@@ -547,6 +582,10 @@ def _settled(deployment: Object) -> _Settled | None:
         return _Settled(version=Version.of(facts["version"]), since=float(facts["since"]), record=facts.get("record"))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _is_put_to_sleep(deployment: Object) -> bool:
+    return bool(deployment["spec"].get("replicas", 1) == 0)
 
 
 def _digest(pod: Object) -> Digest | None:

@@ -24,7 +24,6 @@ from shipway.errors import (
     ConfigError,
     PromotionFailed,
     RolloutError,
-    ShipwayError,
     UndoFailed,
     WrongBuild,
 )
@@ -63,6 +62,7 @@ class Local:
         self._tell = tell
         self._python = str(python.resolve())  # a virtual environment may be deleted any time
         self._folder_of = folder_of
+        self._joined: Workers | None = None
 
     @property
     def url(self) -> str:
@@ -121,6 +121,10 @@ class Local:
         """Return nothing: whatever ends here is told at once, by its log's last lines."""
         return ""
 
+    def hindrance(self) -> str:
+        """Return nothing: no network and no other hand is between us and it."""
+        return ""
+
     def logs(self) -> str:
         """Name the folder that has a folder with a log for each set of workers; later ones sort last."""
         return str(self._shelf.folder)
@@ -137,14 +141,9 @@ class Local:
         self._converge()
         self._tell.say("rollout", f"starting {version} on a private port")
         address = Address(host="127.0.0.1", port=free_ports(1)[0])
-        try:
-            workers = self._launch("candidate", version, config=image.config, root=root, address=address)
-            self._await_ready(workers)
-            self._prove(workers, error=WrongBuild)
-        except BaseException:
-            with contextlib.suppress(ShipwayError):  # what went wrong first is what counts
-                self.discard_candidate()
-            raise
+        workers = self._launch("candidate", version, config=image.config, root=root, address=address)
+        self._await_ready(workers)
+        self._prove(workers, error=WrongBuild)
         return Candidate(version=version, url=workers.url)
 
     def promote(self, candidate: Candidate) -> None:
@@ -152,11 +151,13 @@ class Local:
         tried = self._known(candidate.version)
         self.discard_candidate()
         if same := self._serving(candidate.version):  # another image of the same parts: nothing to start
+            self._joined = same
             self._shelf.settle(same, candidate.version, since=time.time())
             return
         address = self._daemon.address() or self._address
         self._tell.say("rollout", f"{candidate.version} joins on {address.url}")
         joined = self._launch("public", candidate.version, config=tried.config, root=tried.root, address=address)
+        self._joined = joined
         self._prove(joined, error=PromotionFailed, proofs=1, timeout_s=joined.service.start_timeout_s)
 
     def met(self, version: Version, before: Version | None) -> tuple[Version, ...]:
@@ -172,6 +173,8 @@ class Local:
                 workers = each
         if workers is None:
             raise PromotionFailed("nothing joined that could be settled")
+        if self._joined and workers != self._joined:
+            raise PromotionFailed(f"{self._joined.version} joined, and does not run any more; {workers.version} does")
         if settled is None or workers != settled.workers:
             self._shelf.settle(workers, workers.version, since=time.time())
         self._leave_only(workers)
@@ -186,8 +189,10 @@ class Local:
             else:
                 self._go_back(previous)
         except Exception as error:  # whatever it was, a person must know that going back failed
-            live = self.current()
-            builds = " and ".join(live.builds) if live else ""
+            builds = ""
+            with contextlib.suppress(Exception):  # nothing may hide that it failed
+                live = self.current()
+                builds = " and ".join(live.builds) if live else ""
             raise UndoFailed(
                 f"going back to {previous or 'nothing'} failed: {error}",
                 serving=f"Now serving: {f'build {builds}' if builds else 'nothing'}. Logs: {self.logs()}",

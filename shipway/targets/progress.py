@@ -29,15 +29,15 @@ class Progress(Struct, frozen=True, kw_only=True):
     """How far a rollout has come.
 
     `hopeless` is why it never will; `doubtful` why it hardly will, unless that goes away soon;
-    `no_room` says that a pod finds no node. `told` is one line for people. `pods` are those of
-    the newest revision.
+    `unbegun` says that a pod found no node, or has not come to run there. `told` is one line for
+    people. `pods` are those of the newest revision.
     """
 
     done: bool
     hopeless: str | None
     doubtful: str | None
     told: str
-    no_room: bool = False
+    unbegun: bool = False
     pods: tuple[Object, ...] = ()
 
 
@@ -53,7 +53,7 @@ def look(deployment: Object, replica_sets: Iterable[Object], pods: Iterable[Obje
         hopeless=next((why for sure, why in verdicts if sure), None),
         doubtful=next((why for sure, why in verdicts if not sure), None) or _refused(deployment),
         told=_told(deployment, ours),
-        no_room=any((wait(pod) or "").startswith(_NO_NODE) for pod in ours),
+        unbegun=not all(map(_has_begun, ours)),
         pods=ours,
     )
 
@@ -68,6 +68,13 @@ def is_ready(pod: Object) -> bool:
 def is_ending(pod: Object) -> bool:
     """Say whether a pod was told to end."""
     return "deletionTimestamp" in pod["metadata"]
+
+
+def _has_begun(pod: Object) -> bool:
+    """Say whether a container of a pod ever ran: before that its node finds room, pulls, mounts."""
+    status = pod.get("status", {})
+    states = (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ()))
+    return any(each.get("lastState") or each.get("state", {}).keys() - {"waiting"} for each in states)
 
 
 def restarts(pod: Object) -> int:

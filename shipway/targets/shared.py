@@ -25,6 +25,7 @@ _KEPT = 200
 class LeaseSlot:
     """A lock in a Lease. What `kubectl get lease` shows is for people; an annotation has all of it."""
 
+    shared = True
     poll_s = 2.0
 
     def __init__(self, kubectl: Kubectl, *, name: str, clock: Callable[[], float] = time.time) -> None:

@@ -55,8 +55,8 @@ def overlay(**labels: str) -> list[dict[str, Any]]:
     ]
 
 
-def version(build: str) -> tuple[Version, Image]:
-    config = json.dumps({"config": {"Labels": {"dev.shipway.service": documents.encoded(SERVICE).decode()}}}).encode()
+def version(build: str, service: ServiceSettings = SERVICE) -> tuple[Version, Image]:
+    config = json.dumps({"config": {"Labels": {"dev.shipway.service": documents.encoded(service).decode()}}}).encode()
     image = Image(build=build, manifest=json.dumps({"build": build}).encode(), config=config, layers=())
     return Version(digest=image.digest, build=build, commit="c" * 40, model=MODEL), image
 
@@ -188,13 +188,99 @@ def test_hopeless_candidate_is_given_up_at_once_with_its_events_and_last_lines(h
 
 
 @pytest.mark.parametrize(
-    ("fate", "hindered"), [("cannot pull", True), ("unschedulable", True), ("crashes", False), ("says another", False)]
+    ("fate", "hindered"),
+    [
+        ("cannot pull", True),
+        ("pulls slowly", True),
+        ("unschedulable", True),
+        ("never ready", False),
+        ("crashes", False),
+        ("says another", False),
+    ],
 )
 def test_version_is_not_blamed_for_what_the_cluster_lacks(host: Host, fate: str, *, hindered: bool) -> None:
     failed = host.try_release("one", fate, RolloutError)
 
     assert isinstance(failed, RolloutError)
     assert failed.is_hindered == hindered
+
+
+@pytest.mark.parametrize("fate", ["crashes", "bad in public"])
+def test_each_version_is_asked_as_its_own_image_says(host: Host, fate: str) -> None:
+    other = ServiceSettings(command=("serve",), start_timeout_s=60, version_path="/build")
+    good, image = version("one", other)
+    host.cluster.paths = {good.digest: "/build", version("two")[0].digest: "/version"}
+    host.target.promote(host.target.start(good, image, as_before=False))
+    host.target.settle()
+
+    host.try_release("two", fate, RolloutError)
+
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (good, True)
+
+
+def test_what_is_still_there_is_not_called_gone_when_kubectl_deleted_nothing(host: Host) -> None:
+    host.release("one")
+    host.cluster.deletes_nothing = True
+
+    with pytest.raises(RolloutError, match="the Deployment web is still there"):
+        host.another().stop()
+    with pytest.raises(UndoFailed, match="the Deployment web is still there"):
+        host.another().undo(None)
+
+
+def test_nothing_is_released_nor_undone_where_somebody_scaled_the_service_to_nothing(host: Host) -> None:
+    host.release("one")
+    host.cluster.objects["deployment.apps", "web"]["spec"]["replicas"] = 0
+
+    failed = host.try_release("two", "good", ConfigError)
+
+    assert "is scaled to 0" in str(failed)
+    assert host.cluster.names("deployment.apps") == ["web"]
+
+
+def test_candidate_that_somebody_took_away_is_a_hindrance(host: Host) -> None:
+    host.release("one")
+    host.target = host.another()
+    candidate = host.target.start(*version("two"), as_before=False)
+    before = host.target.hindrance()
+    (pod,) = [name for name in host.cluster.names("pod") if "candidate" in name]
+    host.cluster.objects["pod", pod]["metadata"]["deletionTimestamp"] = "now"
+
+    told = host.target.hindrance()
+
+    assert candidate.version == version("two")[0]
+    assert before == ""
+    assert told == f"{pod} was drained, evicted or deleted while it was measured"
+
+
+def test_candidate_of_whoever_holds_the_lock_now_is_left_alone_when_ours_failed(host: Host) -> None:
+    host.cluster.fates[version("two")[0].digest] = "never ready"
+
+    with pytest.raises(CandidateFailed):
+        host.target.start(*version("two"), as_before=False)
+
+    assert "web-candidate" in host.cluster.names("deployment.apps")
+
+
+def test_nothing_is_settled_but_what_was_promoted(host: Host) -> None:
+    host.release("one")
+    host.target = host.another()
+    host.target.promote(host.target.start(*version("two"), as_before=False))
+    another = host.another()
+    another.promote(another.start(*version("three"), as_before=False))
+
+    with pytest.raises(PromotionFailed, match="somebody put build three"):
+        host.target.settle()
+
+
+def test_first_release_that_was_killed_before_it_was_scaled_gets_its_replicas_by_the_next(host: Host) -> None:
+    host.target.promote(host.target.start(*version("one"), as_before=False))
+    host.cluster.objects["deployment.apps", "web"]["spec"]["replicas"] = 1
+
+    host.release("one")
+
+    assert host.cluster.objects["deployment.apps", "web"]["spec"]["replicas"] == 2
 
 
 def test_first_release_leaves_nothing_behind_when_it_fails(host: Host) -> None:

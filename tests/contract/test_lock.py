@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from shipway.errors import LockHeld, LockLost
-from shipway.ledger import FileSlot, Lock
+from shipway.ledger import FileSlot, Holder, Lock, Seen
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -103,6 +103,36 @@ def test_lock_is_taken_over_at_once_when_its_holder_was_killed(folder: Path) -> 
     with take(Lock(FileSlot(folder), lease_s=60), tell=told):
         assert fence(folder) > first
     assert [line.split(":")[0] for line in told.lines] == ["warning"]
+
+
+class Elsewhere(FileSlot):
+    """A lock that other machines may hold, and whose answers may be lost."""
+
+    shared = True
+    losing = 0
+
+    def write(self, holder: Holder, seen: Seen) -> bool:
+        """Write, and forget to say so."""
+        done = super().write(holder, seen)
+        self.losing -= done
+        return done and self.losing < 0
+
+
+def test_lock_is_ours_when_the_answer_to_its_change_was_lost(folder: Path) -> None:
+    slot = Elsewhere(folder)
+    slot.losing = 1
+
+    with take(Lock(slot, lease_s=60)) as lock:
+        lock.check()
+
+
+def test_holder_of_another_machine_with_our_name_is_not_taken_for_dead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with take(Lock(Elsewhere(folder), lease_s=60)), monkeypatch.context() as there:
+        there.setattr("shipway.proc.identity", lambda _pid: "another-boot/space/1")
+        with pytest.raises(LockHeld), take(Lock(Elsewhere(folder), lease_s=60)):
+            pass
 
 
 def test_waiting_says_for_whom_and_goes_next(folder: Path) -> None:

@@ -261,7 +261,7 @@ def test_lease_of_a_holder_on_another_host_is_waited_out(adder: Project) -> None
     _lock(adder).write_text(json.dumps(facts | {"since": now, "expires": now + 4, "fence": int(now) + 9}))
 
     _, told = adder.invoke("deploy", "--digest", live, exits=4)
-    _, waited = adder.invoke("deploy", "--digest", live, "--wait")
+    _, waited = adder.invoke("deploy", "--digest", live, "--wait", SHIPWAY_ROLLOUT_LOCK_S="4")
 
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     assert f"ann@elsewhere on elsewhere (process 1), since {since}: release of abc" in told
@@ -371,11 +371,13 @@ def test_version_can_be_gone_back_to_when_its_release_was_killed_before_its_reco
     _limit(process.pid, 500)  # what was settled is written down; the attempt will not be
     process.send_signal(signal.SIGCONT)
     process.communicate(timeout=60)
-    finished = adder.facts("release")
+    out, told = adder.invoke("release", "--json")
+    finished = json.loads(out)
     _touch(adder, "the one after it")
     adder.invoke("release")
 
     assert (process.returncode, finished["outcome"]) == (1, "released")
+    assert "golden exchanges answered right" in told  # nobody lived to ask them in public
     assert adder.facts("rollback")["current"] == finished["current"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -306,6 +308,38 @@ def test_undo_says_what_serves_when_the_version_before_does_not_start(host: Host
     assert "build new" in failure.value.serving
     assert "No module named 'standin'" in str(failure.value)
     assert host.ask()["instance"] == before
+
+
+def test_undo_needs_no_room_for_files_and_says_so_where_it_does(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = Host(Path(folder)), Host(tmp_path_factory.mktemp("a" * 80))
+        for each in (short, long):
+            old = each.release(each.make("old"))
+            each.target.promote(each.start(each.make("new")))
+        with monkeypatch.context() as disk:
+            disk.setattr("tempfile.TemporaryDirectory", full)
+            short.target.undo(old.version)
+            with pytest.raises(UndoFailed, match="No space left on device"):
+                long.target.undo(old.version)
+        undone = short.ask()["build"]
+        for each in (short, long):
+            each.target.stop()
+
+    assert undone == "old"
+
+
+def test_nothing_is_settled_but_what_was_promoted(host: Host) -> None:
+    old = host.release(host.make("old"))
+    host.target.promote(host.start(host.make("new")))
+    host.another(host.port).undo(old.version)
+
+    with pytest.raises(PromotionFailed, match="joined, and does not run any more"):
+        host.target.settle()
 
 
 # -- what dies -------------------------------------------------------------------------------

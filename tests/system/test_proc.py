@@ -79,6 +79,20 @@ def test_run_ends_grandchildren_too_when_a_signal_comes() -> None:
     assert _running(mark) == []
 
 
+def test_signal_ends_what_another_thread_waits_for() -> None:
+    codes: list[int] = []
+    waits = threading.Thread(target=lambda: codes.append(Proc().run([sys.executable, "-c", SLEEPER, "x"]).code))
+
+    signaller = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    waits.start()
+    signaller.start()
+    with pytest.raises(Interrupted), signals_as_errors():
+        time.sleep(20)
+    waits.join(20)
+
+    assert codes == [-signal.SIGTERM]
+
+
 def test_signals_as_errors_ignores_the_second_signal_while_cleaning_up() -> None:
     cleaned: list[bool] = []
 

@@ -321,6 +321,21 @@ def test_second_release_is_told_who_holds_the_lock_and_may_wait(adder: Project) 
     assert (holder.returncode, waited["outcome"]) == (0, "unchanged")
 
 
+def test_rollback_that_waited_leaves_no_other_version_than_it_was_asked_to(adder: Project) -> None:
+    for word in ("one", "two"):
+        _touch(adder, word)
+        adder.invoke("release")
+    _touch(adder, "three")
+    holder = adder.start("release")
+    kill_at(holder, re.compile(r"^rollout"), signal.SIGCONT)
+
+    _, err = adder.invoke("rollback", "--wait", exits=4)
+
+    assert holder.communicate(timeout=120) is not None
+    assert "which was to be left" in err
+    assert adder.facts("status")["commit"] == adder.git("rev-parse", "HEAD").strip()
+
+
 @pytest.mark.parametrize(
     ("step", "first", "second"),
     [

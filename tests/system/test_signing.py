@@ -73,9 +73,12 @@ def test_an_alias_that_goes_back_needs_a_word_from_a_person(adder: Project, monk
 
 def test_whoever_builds_need_not_see_the_cluster_that_is_released_to(adder: Project) -> None:
     """What deploys looks again, and a release does: what it builds is deployed by its digest."""
-    cluster = {"TARGET": "kubernetes", "CONTEXT": "nobody-knows", "NAMESPACE": "web"}
-
-    _, told = adder.invoke("build", **{f"SHIPWAY_ROLLOUT_{name}": text for name, text in cluster.items()})
+    _, told = adder.invoke(
+        "build",
+        SHIPWAY_ROLLOUT_TARGET="kubernetes",
+        SHIPWAY_ROLLOUT_CONTEXT="nobody-knows",
+        SHIPWAY_ROLLOUT_NAMESPACE="web",
+    )
 
     assert "deploy looks whether adds 1 is a step back" in told
 

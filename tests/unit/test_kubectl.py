@@ -69,7 +69,10 @@ class Script:
         ),
         (lambda k: k.replace({}), ("replace", "--filename=-")),
         (lambda k: k.create({}), ("create", "--filename=-")),
-        (lambda k: k.delete(["service/a"]), ("delete", "service/a", "--ignore-not-found", "--wait=false")),
+        (
+            lambda k: k.delete(["service/a"]),
+            ("delete", "service/a", "--interactive=false", "--ignore-not-found", "--wait=false"),
+        ),
         (lambda k: k.scale("deployment.apps", "web", 2), ("scale", "deployment.apps/web", "--replicas=2")),
         (lambda k: k.may("get", "pods"), ("auth", "can-i", "get", "pods")),
         (lambda k: k.may("get", "pods/log"), ("auth", "can-i", "get", "pods", "--subresource=log")),
@@ -106,6 +109,22 @@ def test_question_is_put_again_when_nobody_answered() -> None:
     found = script.kubectl().find("pods")
 
     assert (found, script.slept) == ([{}], [0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "dial tcp: lookup shop.azmk8s.io: no such host",
+        "dial tcp: lookup shop.azmk8s.io on 127.0.0.53:53: server misbehaving",
+        "dial tcp: lookup shop.azmk8s.io: Temporary failure in name resolution",
+        "write tcp 10.0.0.1:1->10.0.0.2:443: write: broken pipe",
+        "http2: server sent GOAWAY and closed the connection",
+    ],
+)
+def test_network_that_is_away_for_a_moment_is_no_refusal(said: str) -> None:
+    script = Script(f"error: {said}", '{"items": []}')
+
+    assert script.kubectl().find("pods") == []
 
 
 def test_error_names_how_long_nobody_answered() -> None:

@@ -16,7 +16,16 @@ import pytest
 from shipway import documents
 from shipway.artifacts import Digest, ModelRef, Version
 from shipway.console import Console
-from shipway.errors import Interrupted, LoadCheckFailed, LockLost, RefusedBefore, UndoFailed, WrongBuild
+from shipway.errors import (
+    ClusterUnreachable,
+    Interrupted,
+    LoadCheckFailed,
+    LockLost,
+    Overtaken,
+    RefusedBefore,
+    UndoFailed,
+    WrongBuild,
+)
 from shipway.ledger import FileRecords, FileSlot, Ledger, Lock, Record
 from shipway.proc import signals_as_errors
 from shipway.targets import Live
@@ -37,6 +46,8 @@ class Target:
     """Serves `OLD`, and remembers what it was to go back to."""
 
     healthy: bool = True
+    is_away: bool = False
+    hindered: str = ""
     undone: list[Version | None] = field(default_factory=list)
     during_undo: Callable[[], None] = lambda: None
 
@@ -47,7 +58,12 @@ class Target:
         return Live(version=OLD, url=self.url, since=0.0, builds=(OLD.build,), healthy=self.healthy)
 
     def explain(self) -> str:
+        if self.is_away:
+            raise OSError(11, "Resource temporarily unavailable")
         return "killed for memory"
+
+    def hindrance(self) -> str:
+        return self.hindered
 
     def undo(self, previous: Version | None) -> None:
         self.during_undo()
@@ -100,6 +116,49 @@ def test_failure_is_undone_and_told_when_the_body_raises(environment: Environmen
     assert failed.value.serving == f"Serving, as before: {OLD}."
     assert failed.value.tail.endswith("killed for memory")
     assert (environment.target.undone, environment.records()) == ([OLD], [("undone", True)])
+
+
+def test_failure_is_undone_when_it_cannot_be_explained(environment: Environment) -> None:
+    environment.target.is_away = True
+
+    with pytest.raises(LoadCheckFailed):
+        environment.fail()
+
+    assert (environment.target.undone, environment.records()) == ([OLD], [("undone", True)])
+
+
+def test_version_is_not_blamed_for_what_came_between(environment: Environment) -> None:
+    environment.target.hindered = "its node was drained"
+
+    with pytest.raises(LoadCheckFailed) as failed:
+        environment.fail()
+
+    assert "its node was drained" in failed.value.tail
+    assert (environment.target.undone, environment.records()) == ([OLD], [("undone", False)])
+
+
+def test_nothing_is_undone_when_nobody_can_say_who_holds_the_lock(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def check(_lock: Lock) -> None:
+        asked.append(1)
+        raise ClusterUnreachable("there did not answer for 90 s")
+
+    with pytest.raises(UndoFailed, match="did not answer for 90 s; it was tried because: too slow"):
+        environment.fail(lambda: monkeypatch.setattr(Lock, "check", check))
+
+    assert (len(asked), environment.target.undone, environment.records()) == (2, [], [("failed", False)])
+
+
+def test_turn_is_refused_when_another_version_serves_than_was_to_be_left(environment: Environment) -> None:
+    with pytest.raises(Overtaken, match="serves now, and not"), environment.turn() as turn:
+        turn.require_still(NEXT)
+
+    with environment.turn() as turn:
+        turn.require_still(OLD)
+        turn.require_still(None)
 
 
 def test_nothing_is_undone_when_another_has_taken_the_lock_meanwhile(environment: Environment) -> None:
