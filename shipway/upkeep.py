@@ -15,6 +15,7 @@ from shipway.errors import CheckoutError, ConfigError, ImageMissing, NotConfigur
 from shipway.oci import evidence, prune, tested, unpack
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
+from shipway.oci.prune import Verdict
 from shipway.oci.tested import Newest
 from shipway.results import Cleared, Shown
 from shipway.site import Site
@@ -154,20 +155,31 @@ def clean_up(site: Site) -> None:
 
 def _clear_layout(site: Site, *, apply: bool) -> Cleared:
     """Keep what runs, may be gone back to or is about to be deployed."""
-    here = _needed(each for each in site.neighbours if each.is_here)  # a cluster's images are in a registry
-    wanted = _newest_pushed(site.layout, site.settings.push.keep) | here
-    verdict = prune.examine(site.layout, in_use=wanted, newest=0, now_s=None)
-    keep = {each.digest: each.image for each in verdict.staying}
-    freed_bytes = site.layout.prune(keep) if apply else site.layout.spare_bytes(keep)
-    if apply:
-        unpack.prune([image for image in keep.values() if image], site.state)
+    judged: list[Verdict] = []
+
+    def keep() -> list[Digest]:
+        judged.append(_judged_here(site))
+        return [each.digest for each in judged[-1].staying]
+
+    freed_bytes = site.layout.prune(keep) if apply else 0
+    applied = bool(judged)
+    if applied:
+        unpack.prune([each.image for each in judged[0].staying if each.image], site.state)
+    else:  # this is but a look, or somebody pushes
+        freed_bytes = site.layout.spare_bytes(keep())
     return Cleared(
         repository=site.layout.repository,
-        verdict=verdict,
+        verdict=judged[0],
         freed_bytes=freed_bytes,
-        applied=apply,
+        applied=applied,
         collected=True,
     )
+
+
+def _judged_here(site: Site) -> Verdict:
+    here = _needed(each for each in site.neighbours if each.is_here)  # a cluster's images are in a registry
+    wanted = _newest_pushed(site.layout, site.settings.push.keep) | here
+    return prune.examine(site.layout, in_use=wanted, newest=0, now_s=None)
 
 
 def _newest_pushed(layout: Layout, count: int) -> dict[Digest, str]:

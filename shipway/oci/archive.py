@@ -69,7 +69,11 @@ class _Tape:
         if size > CHUNK:  # tarfile wants long headers in one piece, however long they say they are
             message = f"a header of {size} bytes"
             raise NotAsSaid(message)
-        data = self._source.read(size)
+        try:
+            data = self._source.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:  # here, as whoever reads an entry meets it too
+            message = f"not a readable tar: {error}"
+            raise NotAsSaid(message) from error
         self._hash.update(data)
         self.size_bytes += len(data)
         zeros = min(size - len(data), self._padding)
@@ -106,7 +110,9 @@ def members(blob: _Readable, layer: Layer) -> Iterator[tuple[PurePosixPath, tarf
                 yield _path(info.name), info, archive.extractfile(info) if info.isreg() else None
                 vars(archive)["members"].clear()  # it would remember every entry
         diff_id, digest = plain.finish(), stored.finish()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except NotAsSaid:
+        raise
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         message = f"not a readable tar: {error}"
         raise NotAsSaid(message) from error
     said = layer.descriptor

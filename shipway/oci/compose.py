@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import index
 from typing import Any
 
 from msgspec import Struct
@@ -257,9 +258,17 @@ def canonical(value: Any) -> bytes:
 # -- and back again ----------------------------------------------------------------------
 
 
+def decoded(data: bytes) -> Any:
+    """Return what JSON says; raises `ValueError` for what is none, or is nested too deep to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
 def config_descriptor(manifest: bytes) -> Descriptor:
     """Return which configuration a manifest names; raises `ValueError`, `KeyError`, `TypeError`."""
-    return read_blob(json.loads(manifest)["config"])
+    return read_blob(decoded(manifest)["config"])
 
 
 def parse(manifest: bytes, config: bytes) -> Image:
@@ -267,9 +276,9 @@ def parse(manifest: bytes, config: bytes) -> Image:
 
     Raises `ValueError`, `KeyError` or `TypeError` for an image that shipway did not compose.
     """
-    labels = json.loads(config)["config"]["Labels"]
-    diff_ids = json.loads(config)["rootfs"]["diff_ids"]
-    entries = json.loads(manifest)["layers"]
+    labels = decoded(config)["config"]["Labels"]
+    diff_ids = decoded(config)["rootfs"]["diff_ids"]
+    entries = decoded(manifest)["layers"]
     layers = tuple(read_layer(entry, diff_id) for entry, diff_id in zip(entries, diff_ids, strict=True))
     return Image(build=labels[f"{_OURS}build"], manifest=manifest, config=config, layers=layers)
 
@@ -287,7 +296,7 @@ def read_layer(entry: Mapping[str, Any], diff_id: str) -> Layer:
 
 def read_blob(entry: Mapping[str, Any]) -> Descriptor:
     """Return what `blob_entry` wrote; raises as `parse` does."""
-    return Descriptor(media_type=entry["mediaType"], digest=Digest(entry["digest"]), size_bytes=int(entry["size"]))
+    return Descriptor(media_type=entry["mediaType"], digest=Digest(entry["digest"]), size_bytes=index(entry["size"]))
 
 
 def environment(image: Image) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from shipway.errors import LoginMissing, ToolFailed, ToolMissing
 from shipway.proc import Run
 
 _AZURE_SCOPE = "https://containerregistry.azure.net/.default"
+_HEADER = re.compile(r"[!-~]+")
+_TEXT = re.compile(r"[^\ud800-\udfff]*")  # a variable, or JSON, may hold what is no Unicode
 
 
 class Secret:
@@ -61,6 +64,12 @@ class Credential(Struct, frozen=True, kw_only=True):
     user: str = ""
     secret: Secret
     advice: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no request can hold: whoever tried to send it would quote it."""
+        sendable = _HEADER if self.kind == "bearer" else _TEXT
+        if not (sendable.fullmatch(self.secret.reveal()) and _TEXT.fullmatch(self.user)):
+            raise LoginMissing(f"{self.source}: what is there holds characters that no login has", advice=self.advice)
 
     def __str__(self) -> str:
         return f"{self.user}, from {self.source}" if self.user else self.source
@@ -224,7 +233,7 @@ def _from_helper(helper: str, host: str, path: Path, environ: Mapping[str, str],
     try:
         answer = json.loads(said.stdout)
         user, secret = str(answer["Username"]), Secret(str(answer["Secret"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise LoginMissing(f"{failed}: what it said is no credential", advice=_docker_login(host)) from None
     made = partial(Credential, source=f"Docker's configuration, helper {helper}", advice=_docker_login(host))
     return made(kind="identity", secret=secret) if user == "<token>" else made(user=user, secret=secret)

@@ -10,7 +10,6 @@ https://slsa.dev/spec/v1.0/provenance
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -242,7 +241,7 @@ def parse(statement: Mapping[str, Any]) -> Pushed:
     """Return what a statement of ours says; raises `ValueError`, `KeyError`, `TypeError`."""
     run = statement["predicate"]["runDetails"]
     found = [each["annotations"] for each in run["byproducts"] if each["name"] == "tests"]
-    tests: Mapping[str, Any] = found[0] if found else {}
+    tests: Mapping[str, Any] = dict(found[0]) if found else {}
     return Pushed(
         who=str(run["metadata"]["shipway_who"]),
         builder=str(run["builder"]["id"]),
@@ -262,7 +261,7 @@ def _document(
             with suppress(ImageMissing):  # collected as garbage
                 data = content(images, each)
                 try:
-                    document = dict(json.loads(data))
+                    document = dict(compose.decoded(data))
                     understand(document)
                 except (ValueError, KeyError, TypeError) as error:
                     raise ImageCorrupt(

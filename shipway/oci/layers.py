@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -19,7 +18,7 @@ from msgspec.structs import replace
 from shipway.artifacts import Descriptor, Digest, Layer, Part
 from shipway.checkout import Checkout, TreeFile
 from shipway.errors import ImageError, ImageMissing
-from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, blob_entry, canonical, layer_entry, read_layer
+from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, blob_entry, canonical, decoded, layer_entry, read_layer
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described
 from shipway.oci.staging import write_whole
 from shipway.oci.stored import stored
@@ -44,7 +43,7 @@ class Known:
     def load(self, key: str) -> tuple[Layer, ...] | None:
         """Return the layers, or nothing where they are not known or the file is damaged."""
         try:
-            return tuple(read_layer(*pair) for pair in json.loads((self._folder / key).read_bytes()))
+            return tuple(read_layer(*pair) for pair in decoded((self._folder / key).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
             pass
         if (layers := self._recall(key)) is not None:
@@ -77,10 +76,20 @@ def fingerprint(*inputs: str) -> str:
 
 
 def framed(
-    key: str, plain: Callable[[], Sequence[Layer]], source_of: Callable[[Layer], Source], known: Known
+    key: str,
+    plain: Callable[[], Sequence[Layer]],
+    source_of: Callable[[Layer], Source],
+    known: Known,
+    *,
+    holding: Sequence[Digest] | None = None,
 ) -> tuple[Layer, ...]:
-    """Return layers as gzip that compresses nothing; `plain` and their bytes are asked for the first time only."""
-    if (layers := known.load(key)) is None:
+    """Return layers as gzip that compresses nothing; `plain` and their bytes are asked for the first time only.
+
+    What is known but does not say that it holds the tars `holding`, where they are given, is
+    made anew: whoever may push can have others remember anything.
+    """
+    layers = known.load(key)
+    if layers is None or (holding is not None and [layer.diff_id for layer in layers] != list(holding)):
         layers = tuple(_framed(layer, source_of(layer)) for layer in plain())
         known.save(key, layers)
     return layers
@@ -168,7 +177,7 @@ def recall(images: Images, key: str) -> tuple[Layer, ...] | None:
     if digest is None:
         return None
     try:
-        entries = json.loads(images.read(digest))["layers"]
+        entries = decoded(images.read(digest))["layers"]
         return tuple(read_layer(entry, entry["annotations"][_DIFF_ID]) for entry in entries)
     except (ImageMissing, ValueError, KeyError, TypeError):
         return None

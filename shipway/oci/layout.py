@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,7 +154,7 @@ class Layout:
     def _index(self) -> list[dict[str, Any]]:
         path = self.folder / "index.json"
         try:
-            return list(json.loads(path.read_bytes())["manifests"])
+            return list(compose.decoded(path.read_bytes())["manifests"])
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError) as error:
@@ -176,12 +175,19 @@ class Layout:
         """Keep `prune` away while blobs are found or added that no manifest names yet."""
         return locked(self._lock("blobs"), shared=True)
 
-    def prune(self, keep: Collection[Digest]) -> int:
-        """Delete all that the manifests in `keep`, and what is attached to them, do not need; return the bytes freed.
+    def prune(self, choose: Callable[[], Collection[Digest]]) -> int:
+        """Delete all that the manifests to keep, and what is attached to them, do not need; return the bytes freed.
 
-        Does nothing while somebody pushes.
+        `choose` names those to keep while nobody can push or tag, so it may only look. Does
+        nothing, and does not ask it, while somebody pushes.
         """
-        with contextlib.suppress(BlockingIOError), locked(self._lock("blobs"), wait=False), self._index_locked():
+        with contextlib.ExitStack() as alone:
+            try:
+                alone.enter_context(locked(self._lock("blobs"), wait=False))
+            except BlockingIOError:
+                return 0
+            alone.enter_context(self._index_locked())
+            keep = choose()
             # The small ones first: an image half deleted has then lost its manifest, and is believed by nobody.
             spare = sorted(self._spare(keep))
             names = {name_for(digest) for digest in keep}
@@ -189,7 +195,6 @@ class Layout:
             for _, blob in spare:
                 blob.unlink()
             return sum(size for size, _ in spare)
-        return 0
 
     def spare_bytes(self, keep: Collection[Digest]) -> int:
         """Return how many bytes `prune` would free now."""
@@ -210,7 +215,7 @@ class Layout:
         """Yield a manifest's or an index' blob and all that it names; raises `ImageMissing`, `ImageCorrupt`."""
         yield digest.hex
         try:
-            document = json.loads(self.read(digest))
+            document = compose.decoded(self.read(digest))
             inner = [Digest(entry["digest"]) for entry in document.get("manifests", ())]
             blobs = [*document.get("layers", ()), *([document["config"]] if "config" in document else [])]
             yield from [Digest(entry["digest"]).hex for entry in blobs]

@@ -1,8 +1,8 @@
 """How long an errand at a registry goes on though it fails.
 
 Owns what is worth another try, the waits between tries, and their bounds: in tries and time
-without progress, and in all tries. Whoever waits is told of it and may end it. Knows neither
-requests nor images.
+without progress, in all tries, and in the time that bytes may drip. Whoever waits is told of
+it and may end it. Knows neither requests nor images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
 from msgspec import Struct
@@ -52,8 +52,22 @@ class Patience:
         self._warn = warn
         self._advance = advance
         self._in_all = 0
+        self._waited_s = 0.0
         self.tries = 0
         self._since = clock.now()
+
+    def in_time(self, pieces: Iterable[bytes], longest_s: float) -> Iterator[bytes]:
+        """Yield the pieces; raises `RegistryUnreachable` once all of this errand were waited for longer than that.
+
+        The time of whoever takes them does not count.
+        """
+        asked = self._clock.now()
+        for piece in pieces:
+            self._waited_s += self._clock.now() - asked
+            if self._waited_s > longest_s:
+                raise RegistryUnreachable(f"the registry sends too slowly: no end after {longest_s:.0f} s")
+            yield piece
+            asked = self._clock.now()
 
     def progressed(self) -> None:
         """Begin to count `tries` anew: something more has arrived."""
@@ -87,11 +101,11 @@ def retry_after_s(text: str | None) -> float | None:
     """Return what `Retry-After` says, in seconds or as a date."""
     if not text:
         return None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         return float(int(text))
     from email.utils import parsedate_to_datetime  # noqa: PLC0415 - few registries are ever that busy
 
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         date = parsedate_to_datetime(text)
         return (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return None

@@ -14,7 +14,6 @@ Blobs are the registry's to collect.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from shipway.console import Tell
 from shipway.errors import ImageCorrupt, ImageMissing
 from shipway.oci import compose, evidence, tested
 from shipway.oci.images import Images, document, read_image
-from shipway.oci.referrers import attached, name_for, subject_of
+from shipway.oci.referrers import attached, belongs, name_for, subject_of
 
 GRACE_S = 7200.0
 _TAGS_LAST_S = 30.0  # so long a list of all tags is believed while images are deleted
@@ -132,17 +131,17 @@ def _weighed(each: Stored, data: bytes) -> Stored:
     """Add what a manifest needs: an index, or what is no manifest at all, only itself."""
     blobs, layers = {each.digest: len(data)}, frozenset[Digest]()
     with suppress(ValueError, KeyError, TypeError):
-        manifest = json.loads(data)
-        sizes = {Digest(entry["digest"]): int(entry["size"]) for entry in (manifest["config"], *manifest["layers"])}
-        blobs |= sizes
-        layers = frozenset(Digest(entry["digest"]) for entry in manifest["layers"])
+        manifest = compose.decoded(data)
+        config, *rest = map(compose.read_blob, (manifest["config"], *manifest["layers"]))
+        blobs |= {blob.digest: blob.size_bytes for blob in (config, *rest)}
+        layers = frozenset(blob.digest for blob in rest)
     return replace(each, blobs=blobs, layers=layers)
 
 
 def _built_s(images: Images, manifest: bytes) -> float | None:
     """Return when a base was built, which is shortly before it was pushed."""
-    with suppress(ValueError, KeyError, TypeError, ImageCorrupt, ImageMissing):
-        created = json.loads(document(images, compose.config_descriptor(manifest)))["created"]
+    with suppress(ValueError, KeyError, TypeError, OverflowError, ImageCorrupt, ImageMissing):
+        created = compose.decoded(document(images, compose.config_descriptor(manifest)))["created"]
         return datetime.fromisoformat(created).timestamp()
     return None
 
@@ -283,5 +282,6 @@ def _delete_attachments(images: Images, subject: Digest) -> None:
     if index is not None:
         with suppress(ImageCorrupt):  # then nobody can tell what it named
             for each in attached(images, subject):
-                images.delete(each.descriptor.digest)
+                if belongs(images, each, subject):
+                    images.delete(each.descriptor.digest)
         images.delete(index)

@@ -8,7 +8,6 @@ https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#referrer
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 from msgspec import Struct
 
 from shipway.artifacts import Descriptor, Digest
-from shipway.errors import ImageCorrupt, PushError
-from shipway.oci.compose import INDEX, MANIFEST, blob_entry, canonical, read_blob
+from shipway.errors import ImageCorrupt, ImageMissing, PushError
+from shipway.oci.compose import INDEX, MANIFEST, blob_entry, canonical, decoded, read_blob
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described, document
 
 KIND = "dev.shipway.kind"
@@ -95,12 +94,20 @@ def attached(images: Images, subject: Digest) -> tuple[Attached, ...]:
     if digest is None:
         return ()
     try:
-        return tuple(_parsed(entry) for entry in json.loads(images.read(digest))["manifests"])
+        return tuple(_parsed(entry) for entry in decoded(images.read(digest))["manifests"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{images.repository}: {name_for(subject)} is no OCI image index ({error})"
         raise ImageCorrupt(
             message, advice=f"delete the tag {name_for(subject)}; the next push attaches anew"
         ) from error
+
+
+def belongs(images: Images, each: Attached, subject: Digest) -> bool:
+    """Tell whether what an index names says itself that it is attached there: whoever may push can name anything."""
+    try:
+        return bool(decoded(images.read(each.descriptor.digest))["subject"]["digest"] == subject)
+    except (ImageMissing, ImageCorrupt, ValueError, KeyError, TypeError):
+        return False
 
 
 def attach(
@@ -135,7 +142,7 @@ def attach(
 def content(images: Images, each: Attached) -> bytes:
     """Return an attached document; raises `ImageMissing`, `ImageCorrupt`."""
     try:
-        (layer,) = json.loads(images.read(each.descriptor.digest))["layers"]
+        (layer,) = decoded(images.read(each.descriptor.digest))["layers"]
         blob = read_blob(layer)
     except (ValueError, KeyError, TypeError) as error:
         raise ImageCorrupt(f"{images.repository}@{each.descriptor.digest} holds no single document") from error
@@ -146,6 +153,6 @@ def _parsed(entry: Mapping[str, Any]) -> Attached:
     return Attached(
         descriptor=read_blob(entry),
         artifact_type=str(entry.get("artifactType", "")),
-        annotations=dict(entry.get("annotations") or {}),
+        annotations={name: str(text) for name, text in (entry.get("annotations") or {}).items()},
         entry=entry,
     )

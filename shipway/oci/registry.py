@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from shipway.console import Tell
 from shipway.errors import BlobsLost, ConfigError, ImageCorrupt, ImageMissing, PushError, RegistryRefused
 from shipway.oci.address import Url
 from shipway.oci.client import Client, Response
-from shipway.oci.compose import INDEX, MANIFEST, Source
+from shipway.oci.compose import INDEX, MANIFEST, Source, decoded
 from shipway.oci.credentials import find_credential
 from shipway.oci.images import DOCUMENT_BYTES, Advance, described, ignore
 from shipway.oci.login import Login
@@ -43,6 +42,8 @@ _LOST = frozenset({"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"})
 _DIGESTS = re.compile(r"sha256:[0-9a-f]{64}")
 _FIRST = re.compile(r"bytes ([0-9]{1,18})-")
 _PAGE, _PAGES = 1000, 1000
+_BLOB_S, _SLOWEST_BYTES_S = 900.0, 1 << 16  # the longest that a blob may take: so long, and its bytes at this pace
+_STRIDE_BYTES = 1 << 20  # what counts as progress; of a small blob, a hundredth
 _NO_DELETIONS = "allow them in the registry's own configuration (distribution: REGISTRY_STORAGE_DELETE_ENABLED=true)"
 _STALE = "run again; if it stays, the registry's own store is damaged: push to another repository"
 
@@ -156,19 +157,25 @@ class Repository:
     def pieces(self, blob: Descriptor) -> Iterator[bytes]:
         """See `Images.pieces`; after a cut, the rest alone is asked for."""
         hashed, arrived, patience = hashlib.sha256(), 0, self._transport.patience()
+        longest_s = _BLOB_S + blob.size_bytes / _SLOWEST_BYTES_S
+        stride, due = min(_STRIDE_BYTES, blob.size_bytes // 100), 0
         whole = False
         while not whole:
             try:
-                for piece in self._rest(blob, arrived):
+                for piece in patience.in_time(self._rest(blob, arrived), longest_s):
                     hashed.update(piece)
                     arrived += len(piece)
                     if arrived > blob.size_bytes:
                         raise self._corrupt(blob.digest, f"more than its {blob.size_bytes} bytes came")
-                    patience.progressed()
+                    if arrived >= due:
+                        due = arrived + stride
+                        patience.progressed()
                     yield piece
                 whole = True
             except Passing as fault:
-                patience.spend(fault)
+                whole = arrived == blob.size_bytes  # cut behind the last byte: the hash decides
+                if not whole:
+                    patience.spend(fault)
         if hashed.hexdigest() != blob.digest.hex:
             raise self._corrupt(blob.digest, "its bytes have another digest")
 
@@ -255,7 +262,7 @@ class Repository:
 
     def _page(self, answer: Answer) -> list[str]:
         try:
-            return [str(name) for name in json.loads(answer.body)["tags"] or ()]
+            return [str(name) for name in decoded(answer.body)["tags"] or ()]
         except (ValueError, KeyError, TypeError) as error:
             raise RegistryRefused(f"{answer.call} was not answered with a list of tags") from error
 
@@ -314,4 +321,4 @@ def _first_byte(response: Response) -> int:
 
 def _named(answer: Answer) -> set[str]:
     """Return the digests that the registry's errors name, wherever in their details it puts them."""
-    return set(_DIGESTS.findall(json.dumps(answer.errors)))
+    return set(_DIGESTS.findall(answer.body.decode("utf-8", "replace")))

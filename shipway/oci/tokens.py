@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -30,11 +29,13 @@ from shipway.entra import DEADLINE_S, within
 from shipway.errors import LoginMissing, RegistryRefused, RegistryUnreachable
 from shipway.oci.address import Url
 from shipway.oci.client import NoAnswer, Request, untrusted
+from shipway.oci.compose import decoded
 from shipway.oci.credentials import AzureCredential, Credential, Secret
 from shipway.oci.patience import TRANSIENT, retry_after_s
 from shipway.oci.transport import Sender, printable
 
 _LIFE_S = 60.0  # of a token that does not say: the protocol's own default
+_LONGEST_LIFE_S = 86_400.0  # that is believed
 _ANSWER_BYTES = 1 << 20  # the longest answer that is read
 _FIRST_PAUSE_S = 0.25
 
@@ -53,8 +54,8 @@ class _Answer(Struct, frozen=True, kw_only=True):
 
     @property
     def document(self) -> Mapping[str, Any]:
-        with contextlib.suppress(ValueError, RecursionError):
-            document = json.loads(self.body)
+        with contextlib.suppress(ValueError):
+            document = decoded(self.body)
             if isinstance(document, dict):
                 return document
         return {}
@@ -199,12 +200,12 @@ def basic(credential: Credential) -> str:
 def _life_s(answer: _Answer) -> float:
     """Return how long the token is good from now on; both times are the service's, so that no clock must be right."""
     said = answer.document.get("expires_in")
-    life_s = float(said) if isinstance(said, (int, float)) and said > 0 else _LIFE_S
+    life_s = float(min(said, _LONGEST_LIFE_S)) if isinstance(said, (int, float)) and said > 0 else _LIFE_S
     try:
         issued = datetime.fromisoformat(answer.document["issued_at"])
         now = parsedate_to_datetime(answer.headers["date"])
         age_s = (now - issued).total_seconds()
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return life_s
     return life_s - min(max(0.0, age_s), life_s)
 

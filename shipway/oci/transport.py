@@ -9,7 +9,6 @@ request without its query, which may hold secrets. https://www.rfc-editor.org/rf
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from email.message import Message
@@ -22,6 +21,7 @@ from msgspec import Struct
 from shipway.errors import Interrupted, PushError, RegistryRefused
 from shipway.oci.address import Url
 from shipway.oci.client import NoAnswer, Request, Response, untrusted
+from shipway.oci.compose import decoded
 from shipway.oci.images import DOCUMENT_BYTES, Advance, ignore
 from shipway.oci.patience import TRANSIENT, Clock, Passing, Patience, retry_after_s
 from shipway.oci.reference import is_loopback
@@ -93,6 +93,7 @@ class Call(Struct, frozen=True, kw_only=True):
 class Answer(Struct, frozen=True, kw_only=True):
     """A whole answer; of a body longer than any document, only so much that it shows."""
 
+    registry: Url
     call: Call
     url: Url
     status: int
@@ -102,18 +103,18 @@ class Answer(Struct, frozen=True, kw_only=True):
     @property
     def location(self) -> Url | None:
         """Where the registry points to, if it does. Raises `RegistryRefused` for where nobody should go."""
-        return _led(self.call, self.url, self.headers.get("location"))
+        return _led(self.registry, self.call, self.url, self.headers.get("location"))
 
     @property
     def next_page(self) -> Url | None:
         """Where a list goes on, if it does. Raises `RegistryRefused` for where nobody should go."""
-        return _led(self.call, self.url, _links(self.headers).get("next"))
+        return _led(self.registry, self.call, self.url, _links(self.headers).get("next"))
 
     @property
     def errors(self) -> tuple[Mapping[str, Any], ...]:
         """The registry's own words: each with `code`, `message`, `detail`, if it keeps to the specification."""
         try:
-            return tuple(error for error in json.loads(self.body)["errors"] if isinstance(error, dict))
+            return tuple(error for error in decoded(self.body)["errors"] if isinstance(error, dict))
         except (ValueError, KeyError, TypeError):
             return ()
 
@@ -237,7 +238,7 @@ class Transport:
             raise RegistryRefused(f"{call} was redirected more than {_HOPS} times")
         if response.status not in _KEEPING_METHOD and call.method not in {"GET", "HEAD"}:
             raise RegistryRefused(f"{call} was answered {_status(response.status)}, which loses what is sent")
-        url = _led(call, response.url, response.headers["location"])
+        url = _led(self.registry, call, response.url, response.headers["location"])
         if url is None:
             raise RegistryRefused(f"{call} was redirected to nowhere")
         return url
@@ -252,6 +253,7 @@ class Transport:
             if self._clock.now() > until:
                 raise Passing(f"{call}: the answer took longer than {_ANSWER_S:.0f} s")
         return Answer(
+            registry=self.registry,
             call=call,
             url=response.url,
             status=response.status,
@@ -286,7 +288,7 @@ def _status(status: int) -> str:
     return str(status)
 
 
-def _led(call: Call, url: Url, location: str | None) -> Url | None:
+def _led(registry: Url, call: Call, url: Url, location: str | None) -> Url | None:
     """Return where a registry leads to, resolved but never rebuilt: it may be relative and hold a query."""
     if not location:
         return None
@@ -296,7 +298,8 @@ def _led(call: Call, url: Url, location: str | None) -> Url | None:
         raise RegistryRefused(f"{call} leads to an address that is none: {printable(str(error))}") from error
     if not there.host or there.has_login:
         raise RegistryRefused(f"{call} leads to an address without a host, or with a login in it")
-    if there.scheme == "https" or (there.scheme == "http" and is_loopback(there.netloc)):
+    local = is_loopback(registry.netloc) and is_loopback(there.netloc)  # else a stranger could reach what listens here
+    if there.scheme == "https" or (there.scheme == "http" and local):
         return there
     raise RegistryRefused(
         f"{call} leads to {shown(there)}, which is not https",

@@ -39,6 +39,7 @@ _BAD, _UNKNOWN, _TOO_LARGE, _NOT_THERE = 400, 404, 413, 416
 _NOT_IN_ONE = frozenset({405, 411, _TOO_LARGE, 415, 501})
 _SPOILT = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
 _HELD = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
+_LEAST = re.compile(r"[0-9]{1,18}")
 
 
 class Upload:
@@ -119,17 +120,18 @@ class Upload:
         if answer.status in {_UNKNOWN, _NOT_THERE}:
             raise Passing(str(answer))
         self._session = answer.location or self._session
-        self._go_on(_held(answer, otherwise=end))
+        self._go_on(min(end, _held(answer, otherwise=end)))  # some registries count one too many
         if self._offset <= start:
             raise Passing(f"{answer}, but nothing of what was sent was kept")
 
     def _send_less(self, answer: Answer) -> None:
         """Send less at once from now on, if that may help."""
         smaller = (self._chunk_bytes or 4 * CHUNK_BYTES) // 4
-        if self._chunk_bytes and (answer.status != _TOO_LARGE or smaller < PIECE_BYTES):
+        least = _LEAST.fullmatch(answer.headers.get("oci-chunk-min-length", ""))
+        chunk_bytes = max(smaller, PIECE_BYTES, int(least[0]) if least else 0)
+        if self._chunk_bytes and (answer.status != _TOO_LARGE or chunk_bytes >= self._chunk_bytes):
             raise RegistryRefused(str(answer))
-        least = answer.headers.get("oci-chunk-min-length", "")
-        self._chunk_bytes = max(smaller, int(least) if least.isdecimal() else 0)
+        self._chunk_bytes = chunk_bytes
 
     def _commit(self) -> None:
         """Send the digest, and with it the blob where that is small: from then on it is there."""

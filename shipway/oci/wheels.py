@@ -16,9 +16,11 @@ import platform
 import re
 import stat
 import sys
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from concurrent.futures import Future
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path, PurePosixPath
 
@@ -80,6 +82,8 @@ class Dependencies:
         self._scratch = scratch
         self._known = known
         self._proc = proc
+        self._installing = threading.Lock()
+        self._outcome: Future[Mapping[str, tuple[Entry, ...]]] = Future()
         self.key = fingerprint("dependencies", Digest.of(lock), target.python, target.platform, installed_version("uv"))
 
     def layers(self) -> tuple[Layer, ...]:
@@ -108,9 +112,19 @@ class Dependencies:
 
         return pieces
 
-    @cached_property
+    @property
     def _installed(self) -> Mapping[str, tuple[Entry, ...]]:
-        """Install once; the folder lives as long as this object."""
+        """Return what is installed once, or why it could not be, however many threads ask."""
+        with self._installing:
+            if not self._outcome.done():
+                try:
+                    self._outcome.set_result(self._install())
+                except BaseException as error:  # noqa: BLE001 - handed over
+                    self._outcome.set_exception(error)
+        return self._outcome.result()
+
+    def _install(self) -> Mapping[str, tuple[Entry, ...]]:
+        """Install; the folder lives as long as this object."""
         with writing(self._scratch, len(self._lock), ImageError), contextlib.ExitStack() as stack:
             folder = stack.enter_context(staging(self._scratch))
             lock, site = folder / "requirements.txt", folder / "site-packages"

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway.artifacts import Digest, Image, Layer, Model, Snapshot
 from shipway.checkout import Checkout
@@ -213,7 +214,9 @@ def _made(
     else:
         keys = fingerprint("stored", dependencies.key), fingerprint("stored", model.layer.digest)
         layers = framed(keys[0], dependencies.layers, dependencies.source, known)
-        (weights,) = framed(keys[1], lambda: [parts.model_layer(model)], lambda _: plain, known)
+        bare = parts.model_layer(model)
+        (found,) = framed(keys[1], lambda: [bare], lambda _: plain, known, holding=[bare.diff_id])
+        weights = replace(bare, descriptor=found.descriptor)  # the same model can have another name elsewhere
         sources = {layer.descriptor.digest: partial(_stored, dependencies.source(layer)) for layer in layers}
         remembered = {keys[0]: layers, keys[1]: (weights,)}
         plain = partial(_stored, plain)

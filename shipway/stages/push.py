@@ -9,6 +9,7 @@ after anything: what arrived is not sent twice. Knows not whether it is a regist
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ STAGE = "push"
 DOCUMENTS = "documents"  # beside the four parts: configuration and manifest
 _FRESH_S = 10.0  # for so long a blob that was seen in the registry counts as there: no clean-up is quicker
 _STOPPED = "another layer failed, or a signal came"
+_TICK_S = 0.1  # so often whoever waits for a source looks whether it is to stop
+_Given = queue.Queue[bytes | BaseException | None]  # pieces, and at the end an error or nothing
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -259,7 +262,7 @@ class Crew:
         with self.tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance:
             return self._images.add(
                 blob.descriptor,
-                partial(_begun, blob, self.tell),
+                lambda: _until_stopped(_begun(blob, self.tell), self._stop),
                 origins=blob.origins,
                 advance=partial(_unless_stopped, self._stop, advance),
                 anew=anew,
@@ -270,6 +273,48 @@ def _begun(blob: _Blob, tell: Tell) -> Iterable[bytes]:
     """Give a blob's bytes; that somebody asks for them means that they are lacking."""
     tell.say(STAGE, f"{blob.label}, {size(blob.descriptor.size_bytes)}")
     return blob.source()
+
+
+def _until_stopped(pieces: Iterable[bytes], stop: threading.Event) -> Iterable[bytes]:
+    """Give the pieces; whoever waits for one that does not come is let go when `stop` is set.
+
+    Nothing else could end that wait: a store may stall, uv may take long.
+    """
+    return pieces if isinstance(pieces, Sequence) else _handed_over(pieces, stop)
+
+
+def _handed_over(pieces: Iterable[bytes], stop: threading.Event) -> Iterator[bytes]:
+    given: _Given = queue.Queue(1)  # each piece may be big
+    left = threading.Event()
+    threading.Thread(target=_hand_over, args=(pieces, given, left), name=f"{STAGE}-source", daemon=True).start()
+    try:
+        while True:
+            try:
+                piece = given.get(timeout=_TICK_S)
+            except queue.Empty:
+                if stop.is_set():
+                    raise Interrupted(_STOPPED) from None
+                continue
+            if piece is None:
+                return
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        left.set()
+        with contextlib.suppress(queue.Empty):
+            given.get_nowait()  # so that who wants to hand over one more can, and sees that nobody is there
+
+
+def _hand_over(pieces: Iterable[bytes], given: _Given, left: threading.Event) -> None:
+    try:
+        for piece in pieces:
+            given.put(piece)
+            if left.is_set():
+                return
+        given.put(None)
+    except BaseException as error:  # noqa: BLE001 - handed over
+        given.put(error)
 
 
 def _unless_stopped(stop: threading.Event, advance: Advance, count: int) -> None:

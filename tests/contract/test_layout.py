@@ -16,6 +16,7 @@ from shipway.errors import ImageCorrupt, ImageMissing, PushError
 from shipway.oci import compose
 from shipway.oci.images import read_image
 from shipway.oci.layout import Layout
+from shipway.oci.staging import locked
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_image_is_read_whole_when_it_is_ours(layout: Layout) -> None:
     assert read_image(layout, image.digest) == image
 
 
-@pytest.mark.parametrize("manifest", [b"{}", b"[]", b"\xff", b'{"config": {"digest": "../x"}}'])
+@pytest.mark.parametrize("manifest", [b"{}", b"[]", b"\xff", b"[" * 9999, b'{"config": {"digest": "../x"}}'])
 def test_image_is_corrupt_when_it_is_not_ours(layout: Layout, manifest: bytes) -> None:
     layout.add(_described(manifest), lambda: [manifest])
 
@@ -163,7 +164,7 @@ def test_no_tag_is_lost_when_many_are_set_at_once(layout: Layout) -> None:
     assert layout.tags().keys() == names
 
 
-@pytest.mark.parametrize("index", [b"", b"{}", b"[]", b'{"manifests": 1}'])
+@pytest.mark.parametrize("index", [b"", b"{}", b"[]", b"[" * 9999, b'{"manifests": 1}'])
 def test_tags_are_corrupt_when_the_index_is_no_index(layout: Layout, index: bytes) -> None:
     layout.folder.mkdir()
     (layout.folder / "index.json").write_bytes(index)
@@ -177,7 +178,7 @@ def test_prune_deletes_only_what_nobody_needs_when_one_image_is_kept(layout: Lay
     layout.tag("old", old.manifest, compose.MANIFEST)
     layout.tag("kept", kept.manifest, compose.MANIFEST)
 
-    freed = layout.prune({kept.digest})
+    freed = layout.prune(lambda: {kept.digest})
 
     assert freed == len(b"old app") + len(old.config) + len(old.manifest)
     assert layout.tags() == {"kept": kept.digest}
@@ -189,8 +190,40 @@ def test_prune_deletes_nothing_when_somebody_pushes(layout: Layout) -> None:
     image = _put_image(layout, b"app")
 
     with layout.pushing():
-        assert layout.prune(set()) == 0
+        assert layout.prune(set) == 0
 
+    assert read_image(layout, image.digest) == image
+
+
+def test_prune_asks_what_to_keep_when_nobody_can_push_any_more(layout: Layout) -> None:
+    image = _put_image(layout, b"app")
+
+    def choose() -> set[Digest]:
+        with pytest.raises(BlockingIOError), locked(layout.folder / ".staging" / "blobs.lock", shared=True, wait=False):
+            pass
+        return set()
+
+    assert layout.prune(choose) > 0
+    assert not layout.path(image.digest).exists()
+
+
+def test_prune_fails_when_what_to_keep_cannot_be_told(layout: Layout) -> None:
+    image = _put_image(layout, b"app")
+
+    def choose() -> set[Digest]:
+        raise BlockingIOError
+
+    with pytest.raises(BlockingIOError):
+        layout.prune(choose)
+    assert read_image(layout, image.digest) == image
+
+
+def test_prune_fails_and_deletes_nothing_when_a_manifest_to_keep_is_nested_without_end(layout: Layout) -> None:
+    image, deep = _put_image(layout, b"app"), b"[" * 9999
+    layout.put(deep, compose.MANIFEST)
+
+    with pytest.raises(ImageCorrupt, match="no manifest"):
+        layout.prune(lambda: {Digest.of(deep)})
     assert read_image(layout, image.digest) == image
 
 
@@ -198,5 +231,5 @@ def test_prune_deletes_nothing_when_an_image_to_keep_is_missing(layout: Layout) 
     image = _put_image(layout, b"app")
 
     with pytest.raises(ImageMissing):
-        layout.prune({Digest("sha256:" + "0" * 64)})
+        layout.prune(lambda: {Digest("sha256:" + "0" * 64)})
     assert read_image(layout, image.digest) == image

@@ -236,6 +236,33 @@ def test_error_names_the_file_and_quotes_nothing_when_it_is_corrupt(docker: Conf
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"registrytoken": "secret\nHost: x"},
+        {"registrytoken": "secret\u00e9"},
+        {"identitytoken": "secret\ud800"},
+        {"username": "alice", "password": "secret\ud800"},
+        {"username": "secret\ud800", "password": "pw"},
+    ],
+)
+def test_error_names_the_file_and_quotes_nothing_when_a_login_cannot_be_sent(docker: Config, entry: Any) -> None:
+    docker.write({"auths": {HOST: entry}})
+
+    with pytest.raises(LoginMissing) as caught:
+        docker.find()
+    assert (str(docker.path) in caught.value.message, caught.value.next) == (True, DOCKER_LOGIN)
+    assert "secret" not in str(caught.value)
+
+
+def test_error_names_the_variables_when_what_they_hold_cannot_be_sent(docker: Config) -> None:
+    docker.environ = VARIABLES | {"REGISTRY_PASSWORD": "s3cret\udce9"}  # bytes that are no UTF-8
+
+    with pytest.raises(LoginMissing, match="REGISTRY_USER and REGISTRY_PASSWORD") as caught:
+        docker.find()
+    assert "s3cret" not in str(caught.value)
+
+
 def test_home_is_looked_at_when_no_variable_says_otherwise(tmp_path: Path) -> None:
     home = Config(tmp_path / ".docker")
     home.write(_entry())
@@ -305,6 +332,7 @@ def test_entry_in_the_file_is_taken_when_the_helper_knows_nothing(docker: Config
         (Helper(stdout="secret"), "no credential"),
         (Helper(stdout='{"Username": "secret"}'), "no credential"),
         (Helper(stdout='["secret"]'), "no credential"),
+        (Helper(stdout="[" * 9999), "no credential"),
     ],
 )
 def test_error_names_the_helper_when_it_fails(docker: Config, helper: Helper, said: str) -> None:

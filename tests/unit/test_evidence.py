@@ -14,11 +14,11 @@ from shipway import __version__, documents
 from shipway.artifacts import Digest
 from shipway.errors import ImageCorrupt
 from shipway.oci import evidence
-from shipway.oci.compose import INDEX, MANIFEST
+from shipway.oci.compose import INDEX, MANIFEST, blob_entry
 from shipway.oci.evidence import Maker, Pushed
 from shipway.oci.images import Images, described
 from shipway.oci.layout import Layout
-from shipway.oci.referrers import Attached, Attachment, attach, attached, name_for
+from shipway.oci.referrers import CREATED, KIND, Attached, Attachment, attach, attached, name_for
 from tests.attested import BASE, NOW_S, SETTINGS, WHO, composed, push, pushed, recombined, said_of, snapshot
 from tests.fake_registry import FakeRegistry, repository
 
@@ -261,8 +261,19 @@ def test_nothing_planted_is_in_what_is_attached(images: Images) -> None:
     assert "example" not in json.dumps(told)
 
 
+_NOT_OURS = [
+    b"",
+    b"[1]",
+    b"{}",
+    b"[" * 9999,
+    b'{"components": [1]}',
+    b'{"predicate": {"runDetails": []}}',
+    b'{"components": [1], "predicate": {"runDetails": {"byproducts": [{"name": "tests", "annotations": [1]}]}}}',
+]
+
+
 @pytest.mark.parametrize("kind", ["sbom", "provenance"])
-@pytest.mark.parametrize("data", [b"", b"[1]", b"{}", b'{"components": [1]}', b'{"predicate": {"runDetails": []}}'])
+@pytest.mark.parametrize("data", _NOT_OURS)
 def test_document_is_refused_when_it_says_it_is_ours_and_is_not(images: Images, kind: str, data: bytes) -> None:
     made = composed()
     push(images, made, said_of(made))
@@ -313,7 +324,30 @@ def test_ours_is_attached_again_when_another_replaced_the_index_meanwhile(
         assert _kinds(images, made.image.digest) == ["sbom", "provenance"]
 
 
-@pytest.mark.parametrize("index", [b"[]", b"{}", b'{"manifests": [1]}', b'{"manifests": [{"digest": "../x"}]}'])
+@pytest.mark.parametrize("annotations", [{CREATED: 5, KIND: "provenance"}, {CREATED: "", KIND: ["provenance"]}])
+def test_index_is_mended_when_another_s_annotations_are_no_texts(tmp_path: Path, annotations: dict[str, Any]) -> None:
+    layout, made = Layout(tmp_path), composed()
+    theirs = {**blob_entry(described(b"theirs", MANIFEST)), "annotations": annotations}
+    _replace_index(layout, made.image.digest, [theirs])
+
+    assert evidence.pushed_s(layout, made.image.digest) is None
+    push(layout, made, said_of(made))
+
+    assert {"sbom", "provenance"} <= set(_kinds(layout, made.image.digest))
+
+
+def test_index_is_corrupt_when_it_names_a_blob_of_endless_size(tmp_path: Path) -> None:
+    layout, subject = Layout(tmp_path), Digest.of(b"image")
+    index = b'{"manifests": [{"mediaType": "x", "digest": "%s", "size": 1e999}]}' % subject.encode()
+    layout.tag(name_for(subject), index, INDEX)
+
+    with pytest.raises(ImageCorrupt, match="is no OCI image index"):
+        attached(layout, subject)
+
+
+@pytest.mark.parametrize(
+    "index", [b"[]", b"{}", b'{"manifests": [1]}', b'{"manifests": [{"digest": "../x"}]}', b"[" * 9999]
+)
 def test_index_is_corrupt_when_it_is_none(tmp_path: Path, index: bytes) -> None:
     layout = Layout(tmp_path)
     image = pushed(layout)
@@ -356,7 +390,7 @@ def test_layout_keeps_the_attachments_of_what_it_keeps_alone_when_it_is_pruned(t
     lost = {each.descriptor.digest for each in attached(layout, old.digest)}
 
     spare = layout.spare_bytes([kept.digest])
-    freed = layout.prune([kept.digest])
+    freed = layout.prune(lambda: [kept.digest])
 
     assert freed == spare > len(old.manifest) + len(old.config)
     assert _kinds(layout, kept.digest) == ["sbom", "provenance"]
@@ -364,7 +398,7 @@ def test_layout_keeps_the_attachments_of_what_it_keeps_alone_when_it_is_pruned(t
     assert evidence.read_statement(layout, kept.digest)
     assert [layout.path(digest).exists() for digest in lost] == [False, False]
     assert layout.tags().keys() == {kept.build, name_for(kept.digest)}
-    assert layout.prune([kept.digest]) == 0
+    assert layout.prune(lambda: [kept.digest]) == 0
 
 
 def test_layout_can_be_pruned_when_an_attachment_is_damaged(tmp_path: Path) -> None:
@@ -372,7 +406,7 @@ def test_layout_can_be_pruned_when_an_attachment_is_damaged(tmp_path: Path) -> N
     old, kept = pushed(layout, "1"), pushed(layout, "2")
     layout.path(attached(layout, kept.digest)[0].descriptor.digest).unlink()
 
-    layout.prune([kept.digest])
+    layout.prune(lambda: [kept.digest])
 
     assert layout.tags().keys() == {kept.build, name_for(kept.digest)}
     assert not layout.path(old.digest).exists()

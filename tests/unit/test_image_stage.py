@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from msgspec.structs import replace
 
 from shipway.artifacts import Descriptor, Digest, Layer, Model, ModelFile, Snapshot
 from shipway.checkout import Checkout
@@ -17,8 +18,9 @@ from shipway.config import ImageSettings, ModelSettings, ProjectSettings, Servic
 from shipway.console import Console
 from shipway.errors import BaseRefused, DependenciesFailed, DirtyTree, ImageError, ImageMissing
 from shipway.oci import compose
-from shipway.oci.compose import TAR, TAR_GZIP, Composed, Source
+from shipway.oci.compose import MANIFEST, TAR, TAR_GZIP, Composed, Source
 from shipway.oci.images import Images
+from shipway.oci.layers import recall, remember
 from shipway.oci.layout import Layout
 from shipway.proc import Completed
 from shipway.stages import image as stage
@@ -162,6 +164,51 @@ def test_stored_layer_is_known_without_the_model_when_another_machine_pushed_it(
     )
 
     assert again.image == first.image
+
+
+def test_stored_layer_has_the_model_s_name_when_it_was_remembered_under_another(tmp_path: Path) -> None:
+    images, renamed = _Shared(tmp_path / "registry"), replace(_model(1), version=2)
+    _remember(images, _compose(tmp_path / "here", Tools(GOOD), compression="stored", images=images))
+
+    there, alone = (
+        _compose(
+            tmp_path / name,
+            Tools(GOOD),
+            compression="stored",
+            model=renamed,
+            model_bytes=lambda _: [b"1"],
+            images=place,
+        )
+        for name, place in (("there", images), ("alone", Layout(tmp_path / "empty")))
+    )
+
+    assert there.image == alone.image
+    assert there.image.layers[0].title == "net version 2"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_stored_layer_is_made_anew_when_what_is_remembered_is_no_such_layer(tmp_path: Path, count: int) -> None:
+    images = _Shared(tmp_path / "registry")
+    wanted = _compose(tmp_path / "alone", Tools(GOOD), compression="stored")
+    other = replace(wanted.image.layers[0], diff_id=Digest.of(b"other"))
+    key = next(key for key, layers in wanted.known.items() if layers == wanted.image.layers[:1])
+    remember(images, key, [other] * count)
+
+    made = _compose(tmp_path / "here", Tools(GOOD), compression="stored", images=images)
+
+    assert made.image == wanted.image
+
+
+def test_nothing_is_recalled_when_what_is_remembered_is_nested_without_end(tmp_path: Path) -> None:
+    images = Layout(tmp_path)
+    images.tag("layers-0123", b"[" * 9999, MANIFEST)
+
+    assert recall(images, "0123") is None
+
+
+def _remember(images: Images, composed: Composed) -> None:
+    for key, layers in composed.known.items():
+        remember(images, key, layers)
 
 
 def test_model_is_ready_before_uv_begins_and_every_layer_before_the_image(tmp_path: Path) -> None:

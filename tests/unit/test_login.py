@@ -232,7 +232,15 @@ def test_token_is_asked_for_at_once_when_other_scopes_are_wanted_later() -> None
 
 
 @pytest.mark.parametrize(
-    ("expires_in", "good_s", "over_s"), [(300, 269, 271), (20, 14, 16), (None, 44, 46), (-1, 44, 46), ("x", 44, 46)]
+    ("expires_in", "good_s", "over_s"),
+    [
+        (300, 269, 271),
+        (20, 14, 16),
+        (None, 44, 46),
+        (-1, 44, 46),
+        ("x", 44, 46),
+        (10**400, 86_369, 86_371),
+    ],
 )
 def test_token_is_renewed_before_it_ends_when_time_passes(expires_in: Any, good_s: float, over_s: float) -> None:
     clock = Clock()
@@ -267,6 +275,13 @@ def test_age_counts_by_the_services_own_clock_when_an_old_token_is_given(issued_
         login.answer(_bearer(), [PUSH], refused=None)
         clock.now += 60
         assert login.header([PUSH]) == ("Bearer t1" if good else "Bearer t2")
+
+
+def test_token_is_taken_when_the_service_names_no_possible_time() -> None:
+    document = {"token": "t", "expires_in": 300, "issued_at": "2026-11-23T09:00:00Z"}
+    headers = {"Date": "Mon, 23 Nov 2026 11:00:00 +99999999999999"}
+    with _login(lambda _: httpx.Response(200, json=document, headers=headers)) as login:
+        assert login.answer(_bearer(), [PUSH], refused=None) == "Bearer t"
 
 
 def test_token_is_asked_for_again_when_the_registry_refuses_it() -> None:

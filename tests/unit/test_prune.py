@@ -13,7 +13,7 @@ from shipway.artifacts import Digest, Image
 from shipway.console import Console
 from shipway.errors import ImageMissing, Interrupted, RegistryRefused
 from shipway.oci import prune
-from shipway.oci.compose import INDEX, MANIFEST, TAR
+from shipway.oci.compose import INDEX, MANIFEST, TAR, blob_entry, canonical
 from shipway.oci.images import Images, described, read_image
 from shipway.oci.layers import remember
 from shipway.oci.layout import Layout
@@ -245,6 +245,18 @@ def test_image_and_all_that_is_attached_are_gone_when_they_were_deleted(images: 
     assert read_image(images, used.digest) == used
     assert [each.kind for each in attached(images, used.digest)] == ["sbom", "provenance"]
     assert _verdict(images, used.digest).going == ()
+
+
+def test_image_stays_when_an_index_calls_it_an_attachment_of_one_that_is_gone(images: Images) -> None:
+    used, gone = pushed(images), Digest.of(b"gone")
+    theirs = [blob_entry(described(data, MANIFEST)) for data in (used.manifest, b"not there")]
+    index = b'{"manifests":%s}' % canonical(theirs[: 1 if images.shared else 2])  # registries look whether it is there
+    images.tag(name_for(gone), index, INDEX)
+
+    done = _carry_out(images, _verdict(images, used.digest), used.digest)
+
+    assert [each.digest for each in done.going] == [gone]
+    assert (read_image(images, used.digest), images.tagged(name_for(gone))) == (used, None)
 
 
 @pytest.mark.parametrize("deletions", range(5))

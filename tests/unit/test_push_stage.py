@@ -219,6 +219,65 @@ def test_what_moves_is_abandoned_when_the_image_cannot_be_made(tmp_path: Path) -
     assert not images.has(weights.descriptor)
 
 
+def test_nobody_waits_for_a_source_that_gives_nothing_when_the_image_cannot_be_made(layout: Layout) -> None:
+    weights = _composed(b"app").image.layers[1]
+    began, may_go_on, went_on = (threading.Event() for _ in range(3))
+
+    def stalled() -> Iterator[bytes]:
+        yield b"wei"
+        began.set()
+        may_go_on.wait(30)
+        went_on.set()
+
+    def compose_in_vain() -> None:
+        with stage.at_work(layout, QUIET) as crew:
+            crew.send(weights, stalled)
+            assert began.wait(30)
+            raise DependenciesFailed("uv ended with 1")
+
+    with pytest.raises(DependenciesFailed, match="uv ended"):
+        compose_in_vain()
+    assert not went_on.is_set()
+    may_go_on.set()
+    _wait_for_readers()
+
+
+def test_error_of_a_source_passes_when_it_fails(layout: Layout) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"wei"
+        raise DependenciesFailed("uv ended with 1")
+
+    composed = _composed(b"app")
+    failed: dict[Digest, Source] = {**composed.sources, Digest.of(b"weights"): failing}
+
+    with pytest.raises(DependenciesFailed, match="uv ended with 1"):
+        _push(Composed(image=composed.image, sources=failed), layout)
+    _wait_for_readers()
+
+
+def test_source_is_read_no_further_when_it_gives_more_than_was_promised(layout: Layout) -> None:
+    given = itertools.count()
+
+    def endless() -> Iterator[bytes]:
+        for _ in given:
+            yield b"weights"
+
+    composed = _composed(b"app")
+    lying: dict[Digest, Source] = {**composed.sources, Digest.of(b"weights"): endless}
+
+    with pytest.raises(PushError, match="nothing was stored"):
+        _push(Composed(image=composed.image, sources=lying), layout)
+    _wait_for_readers()
+    assert next(given) < 10
+
+
+def _wait_for_readers() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "push-source":
+            thread.join(30)
+            assert not thread.is_alive()
+
+
 # -- what it costs at a registry ---------------------------------------------------------
 
 

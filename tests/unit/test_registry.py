@@ -10,10 +10,13 @@ import pytest
 
 from shipway.artifacts import Descriptor, Digest
 from shipway.errors import BlobsLost, ImageCorrupt, PushError, RegistryRefused, RegistryUnreachable
+from shipway.oci.address import Url
 from shipway.oci.compose import CONFIG, MANIFEST, TAR, canonical
 from shipway.oci.images import DOCUMENT_BYTES, described
 from shipway.oci.patience import TRANSIENT
+from shipway.oci.reference import Reference
 from shipway.oci.registry import Repository
+from shipway.oci.transport import Transport
 from tests.fake_registry import (
     ADDRESS,
     FakeRegistry,
@@ -32,6 +35,7 @@ from tests.fake_registry import (
     saying,
     sending,
 )
+from tests.httpx_client import FakeClient
 
 NAME = "team/service"
 DATA = bytes(range(256)) * 1000
@@ -130,6 +134,52 @@ def test_blob_is_believed_by_its_bytes_when_the_registry_calls_them_encoded(
     assert fetched(images) == DATA
 
 
+def test_blob_is_whole_when_it_is_cut_behind_its_last_byte(fake: FakeRegistry, images: Repository) -> None:
+    fake.script("GET", "blobs", sending(broken_after(len(DATA))))
+
+    assert fetched(images) == DATA
+    assert asked_from(fake) == [None]
+
+
+def test_blob_is_corrupt_when_it_is_cut_behind_another_last_byte(fake: FakeRegistry, images: Repository) -> None:
+    fake.script("GET", "blobs", sending(lambda data: broken_after(len(DATA))(flipped(data))))
+
+    with pytest.raises(ImageCorrupt, match="its bytes have another digest"):
+        fetched(images)
+
+
+def test_fetching_gives_up_when_every_connection_brings_next_to_nothing(fake: FakeRegistry, images: Repository) -> None:
+    fake.script("GET", "blobs", *[sending(broken_after(1))] * 6)
+
+    with pytest.raises(RegistryUnreachable, match="tried 6 times"):
+        fetched(images)
+
+
+def test_fetching_gives_up_when_a_blob_only_drips(fake: FakeRegistry) -> None:
+    clock = QuickClock()
+
+    def dripping(data: bytes) -> Iterator[bytes]:
+        for at in range(len(data)):
+            clock.sleep(59)
+            yield data[at : at + 1]
+
+    fake.script("GET", "blobs", sending(dripping))
+
+    with pytest.raises(RegistryUnreachable, match="sends too slowly: no end after 904 s"):
+        fetched(repository(fake, NAME, clock=clock.clock))
+    assert clock.waited_s < 1000
+
+
+def test_blob_is_whole_when_whoever_takes_it_needs_long(fake: FakeRegistry) -> None:
+    clock = QuickClock()
+    fake.script("GET", "blobs", sending(lambda data: iter([data[:1000], data[1000:]])))
+
+    for _ in (pieces := repository(fake, NAME, clock=clock.clock).pieces(BLOB)):
+        clock.sleep(10_000)
+
+    assert list(pieces) == []
+
+
 def test_fetching_gives_up_when_nothing_more_comes(fake: FakeRegistry, images: Repository) -> None:
     fake.script("GET", "blobs", sending(broken_after(1000)), *[cut] * 5)
 
@@ -185,6 +235,25 @@ def test_redirect_is_refused_when_it_leads_nowhere_good(
         fetched(images)
     assert message in caught.value.message
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("where", ["http://127.0.0.1:6443/x", "http://localhost/x", "http://[::1]:80/x"])
+@pytest.mark.parametrize("status", [307, 202])
+def test_nobody_is_led_to_this_machine_when_the_registry_is_another(
+    fake: FakeRegistry, where: str, status: int
+) -> None:
+    fake.elsewhere = lambda _request: answer(status, headers={"Location": where})
+    remote = Transport(
+        Url.parse("https://registry.example"),
+        client=FakeClient(fake),
+        login=ScriptedLogin(),
+        clock=QuickClock().clock,
+        warn=lambda _text: None,
+    )
+
+    with pytest.raises(RegistryRefused, match="which is not https"):
+        Repository(Reference(host="registry.example", path=NAME), remote).examined()
+    assert len(fake.calls) == 1
 
 
 def test_redirects_are_refused_when_they_do_not_end(fake: FakeRegistry, images: Repository) -> None:
@@ -296,9 +365,10 @@ def test_wait_is_what_the_registry_asks_for_when_it_is_not_too_long(
     assert [line.rpartition("; ")[2] for line in warned] == ([f"asking again in {waited_s} s"] if waited_s else [])
 
 
-def test_wait_grows_by_itself_when_the_registry_says_nothing_sensible(fake: FakeRegistry) -> None:
+@pytest.mark.parametrize("said", ["soon", "9" * 400, "Mon, 01 Jan 2100 00:00:00 +99999999999999"])
+def test_wait_grows_by_itself_when_the_registry_says_nothing_sensible(fake: FakeRegistry, said: str) -> None:
     clock = QuickClock()
-    fake.script("GET", "manifests", *[answers(503, headers={"Retry-After": "soon"})] * 3)
+    fake.script("GET", "manifests", *[answers(503, headers={"Retry-After": said})] * 3)
 
     repository(fake, NAME, clock=clock.clock).read(DIGEST)
 
@@ -370,7 +440,7 @@ def test_names_are_refused_when_their_pages_do_not_end(fake: FakeRegistry, image
         list(images.names())
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"tags": 5}', b'{"names": []}'])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"tags": 5}', b'{"names": []}', b"[" * 9999])
 def test_names_are_refused_when_they_are_no_list(fake: FakeRegistry, images: Repository, body: bytes) -> None:
     fake.script("GET", "tags", lambda _request, _handle: answer(200, body))
 
@@ -445,6 +515,14 @@ def test_stranger_s_words_are_shown_in_one_short_line_when_they_are_wild(
         images.tag("new", MANIFEST_BYTES, MANIFEST)
     assert "(BAD: [31mred line xxx" in caught.value.message
     assert (caught.value.message.isprintable(), len(caught.value.message) < 600) == (True, True)
+
+
+def test_refusal_is_told_without_words_when_they_are_nested_without_end(fake: FakeRegistry, images: Repository) -> None:
+    fake.script("PUT", "manifests", lambda _request, _handle: answer(400, b'{"errors":' + b"[" * 9999))
+
+    with pytest.raises(RegistryRefused) as caught:
+        images.tag("new", MANIFEST_BYTES, MANIFEST)
+    assert caught.value.message.endswith("was answered 400 Bad Request")
 
 
 def test_deletion_is_refused_with_advice_when_the_registry_allows_none(fake: FakeRegistry, images: Repository) -> None:

@@ -187,11 +187,15 @@ def test_layer_is_refused_and_nothing_is_written_when_it_is_hostile(
 
 
 @pytest.mark.parametrize("part", ["app", "model"])
-def test_layer_is_refused_when_its_bytes_changed_on_disk(shop: Shop, part: Part) -> None:
-    layer = shop.layer(collect([_file("srv/app/a", b"a" * 4096)]), part)
+@pytest.mark.parametrize("damage", ["flipped", "short"])
+def test_layer_is_refused_when_its_bytes_changed_on_disk(shop: Shop, part: Part, damage: str) -> None:
+    layer = shop.layer(collect([_file("srv/app/a", os.urandom(4096))]), part)
     path = shop.layout.path(layer.descriptor.digest)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    else:
+        del data[len(data) // 2 :]
     path.write_bytes(data)
 
     with pytest.raises(ImageCorrupt) as caught:
@@ -214,6 +218,22 @@ def test_header_is_refused_when_it_says_it_is_longer_than_memory(shop: Shop) -> 
 
     with pytest.raises(ImageCorrupt, match="a header of"):
         shop.unpack(shop.layer(info.tobuf(tarfile.GNU_FORMAT)))
+
+
+def test_layer_is_refused_when_its_headers_announce_one_another_without_end(shop: Shop) -> None:
+    info = tarfile.TarInfo("long")
+    info.type = tarfile.GNUTYPE_LONGNAME
+
+    with pytest.raises(ImageCorrupt, match="not a readable tar"):
+        shop.unpack(shop.layer(info.tobuf(tarfile.GNU_FORMAT) * 2000))
+
+
+def test_layer_is_refused_when_its_map_of_holes_is_none(shop: Shop) -> None:
+    info = tarfile.TarInfo("srv/app/a")
+    info.pax_headers = {"GNU.sparse.map": "x"}
+
+    with pytest.raises(ImageCorrupt, match="not a readable tar"):
+        shop.unpack(shop.layer(info.tobuf(tarfile.PAX_FORMAT)))
 
 
 def test_layer_is_missing_when_the_layout_lacks_its_blob(shop: Shop) -> None:

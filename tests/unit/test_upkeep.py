@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from shipway.artifacts import Digest
 from shipway.errors import ConfigError, ImageCorrupt, ImageMissing, NotConfigured
 from shipway.oci import compose
 from shipway.oci.compose import MANIFEST
+from shipway.oci.layout import Layout
 from shipway.oci.referrers import attached
 from shipway.site import Site
 from tests.attested import BASE, WHO, composed, push, pushed, said_of, site_here, site_shared
@@ -164,6 +165,35 @@ def test_layout_keeps_a_base_and_what_somebody_tagged_when_it_is_cleared(here: S
 
     assert {"mine", f"base-{0:064}"} < here.layout.tags().keys()
     assert [here.layout.path(base).exists() for base in bases] == [True, False]
+
+
+def test_layout_keeps_what_was_tagged_right_before_it_is_cleared(here: Site) -> None:
+    old, *_ = (pushed(here.layout, app) for app in "123")  # two are kept
+
+    class Late(Layout):
+        def prune(self, choose: Callable[[], Collection[Digest]]) -> int:
+            self.tag("mine", old.manifest, MANIFEST)
+            return super().prune(choose)
+
+    class Racing(Site):
+        @property
+        def layout(self) -> Layout:
+            return Late(self.state / "images")
+
+    cleared = upkeep.clear(Racing.open(here.root, environment=None, environ={}), apply=True)
+
+    assert (here.layout.tagged("mine"), here.layout.read(old.digest)) == (old.digest, old.manifest)
+    assert old.digest in {each.digest for each in cleared.verdict.staying}
+
+
+def test_nothing_is_cleared_and_that_is_said_when_somebody_pushes(here: Site) -> None:
+    old, *_ = (pushed(here.layout, app) for app in "123")
+
+    with here.layout.pushing():
+        cleared = upkeep.clear(here, apply=True)
+
+    assert (cleared.applied, here.layout.read(old.digest)) == (False, old.manifest)
+    assert "nothing was deleted" in cleared.text()
 
 
 def test_registry_is_not_cleared_when_this_checkout_ran_nothing(shared: Site) -> None:

@@ -201,6 +201,28 @@ def test_push_is_refused_when_even_the_smallest_chunk_is_too_large(fake: FakeReg
     assert fake.open_sessions == 0
 
 
+def test_push_is_refused_when_the_registry_wants_chunks_that_it_does_not_take(
+    fake: FakeRegistry, images: Repository
+) -> None:
+    fake.script("PATCH", "uploads", *[answers(413, headers={"OCI-Chunk-Min-Length": str(CHUNK_BYTES)})] * 2)
+
+    with pytest.raises(RegistryRefused, match=r"PATCH .* was answered 413 "):
+        add(images, Source(HUGE))
+    assert fake.open_sessions == 0
+
+
+@pytest.mark.parametrize("said", ["9" * 5000, "-1", "many", ""])
+def test_chunks_are_as_long_as_usual_when_the_registry_wants_nonsense(
+    fake: FakeRegistry, images: Repository, said: str
+) -> None:
+    source = Source(HUGE)
+    fake.script("PATCH", "uploads", answers(405, headers={"OCI-Chunk-Min-Length": said}))
+
+    add(images, source)
+
+    assert _ranges(fake)[1:] == [f"0-{CHUNK_BYTES - 1}", f"{CHUNK_BYTES}-{len(HUGE) - 1}"]
+
+
 # -- addresses ---------------------------------------------------------------------------
 
 
@@ -432,6 +454,22 @@ def test_login_covers_the_origin_too_when_a_blob_is_mounted(fake: FakeRegistry) 
 
     assert add(images, source, origins=("base",)) == 0
     assert login.scopes[-1] == (f"repository:{NAME}:push,pull", "repository:base:pull")
+
+
+@pytest.mark.parametrize("more", [0, 1, 10**12])
+def test_blob_arrives_when_the_registry_counts_more_than_was_sent(
+    fake: FakeRegistry, images: Repository, more: int
+) -> None:
+    source = Source(BIG)
+    fake.script("PATCH", "uploads", saying(range=f"0-{len(BIG) + more}"))
+
+    def advance(count: int) -> None:
+        source.moved.append(count)
+        assert len(source.moved) < 100, "nothing moves any more"
+
+    images.add(source.blob, source, advance=advance)
+
+    assert arrived(fake, source)
 
 
 # -- faults that stay --------------------------------------------------------------------

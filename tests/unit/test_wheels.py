@@ -6,8 +6,11 @@ import base64
 import hashlib
 import io
 import tarfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,13 +169,34 @@ def test_uv_is_not_started_when_the_layers_are_known(tmp_path: Path) -> None:
     assert idle.asked == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[{}]", b'[{"descriptor": {}}]', b"\xff"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[{}]", b'[{"descriptor": {}}]', b"\xff", b"[" * 9999])
 def test_layers_are_made_anew_when_what_is_known_is_damaged(tmp_path: Path, damage: bytes) -> None:
     layers = _dependencies(tmp_path, Uv({"six-1.17": {"six.py": b"s"}})).layers()
     for file in (tmp_path / "known").glob("[!.]*"):
         file.write_bytes(damage)
 
     assert _dependencies(tmp_path, Uv({"six-1.17": {"six.py": b"s"}})).layers() == layers
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_uv_is_started_once_when_several_threads_need_its_bytes(tmp_path: Path, code: int) -> None:
+    wheels = {"six-1.17": {"six.py": b"s"}}
+    _dependencies(tmp_path, Uv(wheels)).layers()
+
+    class Slow(Uv):
+        def run(self, argv: Sequence[str | Path], **more: Any) -> Completed:
+            threading.Event().wait(0.1)
+            return super().run(argv, **more)
+
+    uv = Slow(wheels, code=code)
+    dependencies = _dependencies(tmp_path, uv)
+    (layer,) = dependencies.layers()
+
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(lambda: b"".join(dependencies.source(layer)())) for _ in range(4)]
+
+    assert {type(each.exception()) for each in made} == {DependenciesFailed if code else type(None)}
+    assert len(uv.asked) == 1
 
 
 def test_source_fails_and_forgets_when_the_wheels_are_not_those_of_the_last_time(tmp_path: Path) -> None:
