@@ -66,6 +66,7 @@ class FakeKubectl:
         self.others_own: set[str] = set()
         self.has_address = True
         self.deletes_nothing = False
+        self.forwarding: Forwarding | None = None
         self.paths: dict[str, str] = {}
         self._version = 0
 
@@ -100,7 +101,8 @@ class FakeKubectl:
         assert argv[5] == "port-forward", argv
         assert argv[7].removeprefix("pod/") in self.names("pod"), argv
         on_line("Forwarding from 127.0.0.1")
-        return Forwarding()
+        self.forwarding = Forwarding()
+        return self.forwarding
 
     def ask(self, url: str, service: ServiceSettings) -> str | None:
         """Stand for asking over HTTP: users ask the load balancer, we the forwarded port."""

@@ -43,6 +43,7 @@ _POLL_S = 1.0
 _DOUBT_S = 15.0  # a registry may be back in a moment; what is not there then never comes
 _SETTLING_S = 30.0
 _REPLICAS_S = 90.0  # one on a node that died counts as ready for most of a minute
+_TOLD_S = 5.0  # a kubelet says within so long that a container ended
 _LOG_LINES = 15
 _WATCHED = "replicasets.apps,pods"
 
@@ -192,6 +193,8 @@ class Kubernetes:
         """Say that the candidate's pod was taken away by somebody, or the way to it was cut while it ran on."""
         if self._forward is None:
             return ""
+        if self._forward.cuts:
+            self._sleep(_TOLD_S)
         deployment = self._deployment(manifests.candidate_name(self._name))
         pods = [pod for pod in self._pods(deployment) if pod["metadata"]["name"] == self._measured]
         if not pods or progress.is_ending(pods[0]):

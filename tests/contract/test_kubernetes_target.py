@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -252,6 +253,21 @@ def test_candidate_that_somebody_took_away_is_a_hindrance(host: Host) -> None:
     assert candidate.version == version("two")[0]
     assert before == ""
     assert told == f"{pod} was drained, evicted or deleted while it was measured"
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_way_that_was_cut_is_a_hindrance_where_the_candidate_ran_on(host: Host, restarts: int) -> None:
+    host.target.start(*version("one"), as_before=False)
+    (name,) = host.cluster.names("pod")
+    first = host.cluster.forwarding
+    assert first
+    first.end()
+    until = time.monotonic() + 20
+    while host.cluster.forwarding is first and time.monotonic() < until:
+        time.sleep(0.05)
+    host.cluster.objects["pod", name]["status"]["containerStatuses"][0]["restartCount"] = restarts
+
+    assert host.target.hindrance() == ("" if restarts else f"the way to {name} was cut 1 times while it was measured")
 
 
 def test_candidate_of_whoever_holds_the_lock_now_is_left_alone_when_ours_failed(host: Host) -> None:
