@@ -132,7 +132,9 @@ def bench(session: nox.Session) -> None:
 @nox.session(name="bench-images")
 def bench_images(session: nox.Session) -> None:
     """Measure pushes beside Docker's and crane's, as root, and write them to .shipway/benchmarks-images.json."""
-    install_all(session)
+    # As a user has it, whom a checkout's own way to be found would cost a part of each start.
+    session.install("--compile-bytecode", "--reinstall-package", "shipway", ".[dev]")
+    session.install(*LOCKED)
     session.run("python", "-m", "benchmarks.images", *session.posargs)
 
 
