@@ -259,51 +259,55 @@ class Crew:
         return dict(zip(moving, self.ended(list(moving.values())), strict=True))
 
     def _moved(self, blob: _Blob, *, anew: bool) -> int:
-        with self.tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance:
+        with (
+            self.tell.progress(STAGE, blob.label, blob.descriptor.size_bytes) as advance,
+            contextlib.ExitStack() as reading,
+        ):
             return self._images.add(
                 blob.descriptor,
-                lambda: _until_stopped(_begun(blob, self.tell), self._stop),
+                partial(self._pieces, blob, reading),
                 origins=blob.origins,
                 advance=partial(_unless_stopped, self._stop, advance),
                 anew=anew,
             )
 
+    def _pieces(self, blob: _Blob, reading: contextlib.ExitStack) -> Iterable[bytes]:
+        """Give a blob's bytes, until `reading` ends; that somebody asks for them means that they are lacking."""
+        self.tell.say(STAGE, f"{blob.label}, {size(blob.descriptor.size_bytes)}")
+        pieces = blob.source()
+        return pieces if isinstance(pieces, Sequence) else reading.enter_context(_read_beside(pieces, self._stop))
 
-def _begun(blob: _Blob, tell: Tell) -> Iterable[bytes]:
-    """Give a blob's bytes; that somebody asks for them means that they are lacking."""
-    tell.say(STAGE, f"{blob.label}, {size(blob.descriptor.size_bytes)}")
-    return blob.source()
 
-
-def _until_stopped(pieces: Iterable[bytes], stop: threading.Event) -> Iterable[bytes]:
-    """Give the pieces; whoever waits for one that does not come is let go when `stop` is set.
+@contextlib.contextmanager
+def _read_beside(pieces: Iterable[bytes], stop: threading.Event) -> Iterator[Iterator[bytes]]:
+    """Read in a thread; whoever waits for a piece that does not come is let go when `stop` is set.
 
     Nothing else could end that wait: a store may stall, uv may take long.
     """
-    return pieces if isinstance(pieces, Sequence) else _handed_over(pieces, stop)
-
-
-def _handed_over(pieces: Iterable[bytes], stop: threading.Event) -> Iterator[bytes]:
     given: _Given = queue.Queue(1)  # each piece may be big
     left = threading.Event()
     threading.Thread(target=_hand_over, args=(pieces, given, left), name=f"{STAGE}-source", daemon=True).start()
     try:
-        while True:
-            try:
-                piece = given.get(timeout=_TICK_S)
-            except queue.Empty:
-                if stop.is_set():
-                    raise Interrupted(_STOPPED) from None
-                continue
-            if piece is None:
-                return
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
+        yield _handed_over(given, stop)
     finally:
         left.set()
         with contextlib.suppress(queue.Empty):
             given.get_nowait()  # so that who wants to hand over one more can, and sees that nobody is there
+
+
+def _handed_over(given: _Given, stop: threading.Event) -> Iterator[bytes]:
+    while True:
+        try:
+            piece = given.get(timeout=_TICK_S)
+        except queue.Empty:
+            if stop.is_set():
+                raise Interrupted(_STOPPED) from None
+            continue
+        if piece is None:
+            return
+        if isinstance(piece, BaseException):
+            raise piece
+        yield piece
 
 
 def _hand_over(pieces: Iterable[bytes], given: _Given, left: threading.Event) -> None:
