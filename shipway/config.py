@@ -11,7 +11,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -31,7 +31,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 UrlPath = Annotated[str, Meta(pattern=r"^/\S*\Z")]
 AzureCredential = Literal["cli", "managed_identity", "workload_identity", "environment", "certificate"]
-_CREDENTIALS = "`cli`, `managed_identity`, `workload_identity`, `environment` or `certificate`"
+_CREDENTIALS = " or ".join(", ".join(f"`{name}`" for name in get_args(AzureCredential)).rsplit(", ", 1))
 Label = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z", max_length=40)]
 Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+\Z")]
 Command = Annotated[tuple[str, ...], Meta(min_length=1)]

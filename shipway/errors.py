@@ -18,6 +18,7 @@ class ShipwayError(Exception):
 
     code: ClassVar[int] = 1
     advice: ClassVar[str] = ""
+    is_hindered = False  # set where something came between, such as no room or no leave: no version is to blame
 
     def __init__(self, message: str, *, tail: str = "", advice: str = "", serving: str = "") -> None:
         """Build the error from what failed, the tool's last lines, what to type, what is live."""
@@ -328,7 +329,6 @@ class RolloutError(ShipwayError):
     """The rollout failed and was undone."""
 
     code = 50
-    is_hindered = False  # set where it was not the version that failed, but no room, no image or no leave was there
     advice = "invoke history shows the attempt; its logs are named above"
 
 

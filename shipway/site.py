@@ -25,7 +25,7 @@ from shipway.checkout import Checkout
 from shipway.config import FILE, ImageSettings, Loaded, Settings, environments, load
 from shipway.console import Console
 from shipway.errors import CheckoutError, ConfigError, NotConfigured, ToolMissing
-from shipway.ledger import FileRecords, FileSlot, Ledger, Lock
+from shipway.ledger import FileRecords, FileSlot, Ledger, Lock, Slot
 from shipway.oci import compose
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
@@ -178,12 +178,11 @@ class Site:
     @property
     def lock(self) -> Lock:
         """Who may change this environment now."""
-        lease_s = self.settings.rollout.lock_s
         if self._runs_here:
-            return Lock(FileSlot(self._home / "lock"), lease_s=lease_s, doubt_s=lease_s / 2)
+            return self._lock(FileSlot(self._home / "lock"))
         from shipway.targets.shared import LeaseSlot
 
-        return Lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-release"), lease_s=lease_s, doubt_s=lease_s / 2)
+        return self._lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-release"))
 
     @cached_property
     def target(self) -> Place:
@@ -229,8 +228,11 @@ class Site:
         """Who may put load on the service from inside the cluster now: two at once would measure one another."""
         from shipway.targets.shared import LeaseSlot
 
+        return self._lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-loadtest"))
+
+    def _lock(self, slot: Slot) -> Lock:
         lease_s = self.settings.rollout.lock_s
-        return Lock(LeaseSlot(self._kubectl, name=f"{self._deployment}-loadtest"), lease_s=lease_s, doubt_s=lease_s / 2)
+        return Lock(slot, lease_s=lease_s, doubt_s=lease_s / 2)
 
     @property
     def _runs_here(self) -> bool:

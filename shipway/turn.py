@@ -42,8 +42,7 @@ _SAYS_NOT_WHY = (GoldenAnswersWrong, LoadCheckFailed, LoadCheckInconclusive)
 class Turn(Struct, kw_only=True):
     """What the holder of the lock works with. `previous` is what served when the turn began.
 
-    `failure` is what ended the changes early, and `undone` says that they were taken back;
-    `hindrance` is what the failure came of where the version is not to blame.
+    `failure` is what ended the changes early, and `undone` says that they were taken back.
     """
 
     kind: str
@@ -55,13 +54,11 @@ class Turn(Struct, kw_only=True):
     attempt: Attempt
     failure: BaseException | None = None
     undone: bool = False
-    hindrance: str = ""
 
     @property
     def is_its_fault(self) -> bool:
         """Whether what failed proves the version bad."""
-        is_hindered = self.hindrance or getattr(self.failure, "is_hindered", False)
-        return isinstance(self.failure, _ITS_FAULT) and not is_hindered
+        return isinstance(self.failure, _ITS_FAULT) and not self.failure.is_hindered
 
     @property
     def held(self) -> Target:
@@ -167,11 +164,11 @@ class Turn(Struct, kw_only=True):
 
     def _explain(self, failure: BaseException) -> None:
         """Say of a failure what only the target knows, before the undo removes it."""
-        if isinstance(failure, _ITS_FAULT):
-            self.hindrance = self.target.hindrance()
-        if isinstance(failure, (*_ITS_FAULT, LoadCheckInconclusive)):
-            why = self.target.explain() if isinstance(failure, _SAYS_NOT_WHY) else ""
-            failure.tail = "\n".join(part for part in (failure.tail, why, self.hindrance) if part)
+        if isinstance(failure, _ITS_FAULT) and (between := self.target.hindrance()):
+            failure.is_hindered = True
+            failure.tail = "\n".join(filter(None, (failure.tail, between)))
+        if isinstance(failure, _SAYS_NOT_WHY) and (why := self.target.explain()):
+            failure.tail = "\n".join(filter(None, (failure.tail, why)))
 
 
 @contextlib.contextmanager

@@ -207,14 +207,8 @@ def test_what_moves_is_abandoned_when_the_image_cannot_be_made(tmp_path: Path) -
         assert images.abandoned.wait(30)
         yield b"ght"  # which is not all
 
-    def compose_in_vain() -> None:
-        with stage.at_work(images, QUIET) as crew:
-            crew.send(weights, slow)
-            assert began.wait(30)
-            raise DependenciesFailed("uv ended with 1")
-
     with pytest.raises(DependenciesFailed, match="uv ended"):
-        compose_in_vain()
+        _compose_in_vain(images, weights, slow, began)
     assert images.abandoned.is_set()
     assert not images.has(weights.descriptor)
 
@@ -229,14 +223,8 @@ def test_nobody_waits_for_a_source_that_gives_nothing_when_the_image_cannot_be_m
         may_go_on.wait(30)
         went_on.set()
 
-    def compose_in_vain() -> None:
-        with stage.at_work(layout, QUIET) as crew:
-            crew.send(weights, stalled)
-            assert began.wait(30)
-            raise DependenciesFailed("uv ended with 1")
-
     with pytest.raises(DependenciesFailed, match="uv ended"):
-        compose_in_vain()
+        _compose_in_vain(layout, weights, stalled, began)
     assert not went_on.is_set()
     may_go_on.set()
     _wait_for_readers()
@@ -269,6 +257,14 @@ def test_source_is_read_no_further_when_it_gives_more_than_was_promised(layout: 
         _push(Composed(image=composed.image, sources=lying), layout)
     _wait_for_readers()
     assert next(given) < 10
+
+
+def _compose_in_vain(images: Layout, layer: Layer, source: Source, began: threading.Event) -> None:
+    """Fail to compose an image once this layer is on its way."""
+    with stage.at_work(images, QUIET) as crew:
+        crew.send(layer, source)
+        assert began.wait(30)
+        raise DependenciesFailed("uv ended with 1")
 
 
 def _wait_for_readers() -> None:
