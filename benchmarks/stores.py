@@ -262,7 +262,7 @@ def _manifest(number: int) -> bytes:
             publisher="bench",
             commit=None,
             created=datetime(2026, 11, 25, tzinfo=UTC),
-            layer=manifest.LayerSize(digest=file.digest, size_bytes=1),
+            layer=manifest.Layer(digest=file.digest, size_bytes=1),
         )
     )
 

@@ -108,11 +108,22 @@ class ModelFile(Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
+class ModelLayer(Struct, frozen=True, kw_only=True):
+    """The image layer that a version's files make: its digest and length as a tar.
+
+    `gzip` is the digest of the same as `gzipped.stored` makes it, where the publisher wrote it down.
+    """
+
+    digest: Digest
+    size_bytes: int
+    gzip: Digest | None = None
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """One published version, resolved once and pinned for the whole release.
 
     `digest` is the set digest: SHA-256 over the sorted `<sha256>  <path>` lines of `files`.
-    `layer` is the uncompressed image layer that these files make under
+    `layer` is the image layer that these files make under
     `/srv/models/<hex of digest>/`; it is known without having the bytes.
     """
 
@@ -120,7 +131,7 @@ class Model(Struct, frozen=True, kw_only=True):
     version: int
     digest: Digest
     files: tuple[ModelFile, ...]
-    layer: Descriptor
+    layer: ModelLayer
     metrics: Mapping[str, float] = {}
 
     @property

@@ -141,13 +141,6 @@ class ImageSettings(Form, frozen=True, kw_only=True):
             pattern=r"^(host|linux/amd64|linux/arm64)\Z", description="The image's platform; `host` is this machine's."
         ),
     ] = "host"
-    compression: Annotated[
-        Literal["none", "stored"],
-        Meta(
-            description="How the layers of dependencies and model are sent: `none` as plain tar; `stored` as gzip that "
-            "compresses nothing, for programs that take every layer for gzip. The app's layer is always compressed."
-        ),
-    ] = "none"
     requirements: Annotated[str, Meta(description="Hash-locked requirements of the service.")] = "app/requirements.txt"
     include: Annotated[tuple[str, ...], Meta(description="Committed folders that make the app layer.")] = ("app",)
     user: Annotated[

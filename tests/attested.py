@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from shipway.artifacts import Digest, Image, Layer, Model, ModelFile, Part, Snapshot, SuiteRun
+from shipway.artifacts import Digest, Image, Layer, Model, ModelFile, ModelLayer, Part, Snapshot, SuiteRun
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.console import Console
 from shipway.oci import compose, evidence
@@ -67,12 +67,13 @@ BASE, _ = layer_of("base", "base")
 def model(name: str = "1") -> Model:
     """Return a model whose one layer holds its name."""
     text = f"weights {name}"
+    tar = layer_of("model", text)[0].descriptor
     return Model(
         name="net",
         version=len(name),
         digest=Digest.of(f"set of {text}".encode()),
         files=(ModelFile(path="model.onnx", digest=Digest.of(text.encode()), size_bytes=len(text)),),
-        layer=layer_of("model", text)[0].descriptor,
+        layer=ModelLayer(digest=tar.digest, size_bytes=tar.size_bytes),
         metrics={"accuracy": 0.75},
     )
 
@@ -91,7 +92,7 @@ def composed(app: str = "1", *, weights: str = "1", wheel: str = "1", base: Laye
         layer_of("model", f"weights {weights}"),
         layer_of("base", "base"),
     ]
-    wheels, code = made[0][0], made[1][0]
+    wheels, code, net = (layer for layer, _ in made[:3])
     image = compose.compose(
         Base(
             os="linux",
@@ -101,6 +102,7 @@ def composed(app: str = "1", *, weights: str = "1", wheel: str = "1", base: Laye
         ),
         dependencies=[wheels],
         model=model(weights),
+        weights=net,
         app=code,
         settings=SETTINGS,
         snapshot=snapshot(app),

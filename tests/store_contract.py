@@ -199,7 +199,6 @@ class StoreContract:
         file = ModelFile(path="model.onnx", digest=Digest.of(CONTENT), size_bytes=len(CONTENT))
         store.put(f"adds/blobs/sha256/{file.digest.hex}", [CONTENT], size_bytes=len(CONTENT))
         digest = manifest.set_digest([file])
-        layer, layer_bytes = manifest.measured(manifest.layer([file], digest, lambda _file: [CONTENT]))
         return manifest.ModelVersion(
             name="adds",
             version=1,
@@ -214,7 +213,7 @@ class StoreContract:
             publisher="ada",
             commit=None,
             created=datetime(2026, 11, 23, tzinfo=UTC),
-            layer=manifest.LayerSize(digest=layer, size_bytes=layer_bytes),
+            layer=manifest.described(manifest.layer([file], digest, lambda _file: [CONTENT])),
         ).model
 
     @pytest.mark.parametrize("fault", FAULTS)

@@ -23,6 +23,7 @@ from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelRef, Snapshot, Version
 from shipway.config import ServiceSettings, Settings
 from shipway.errors import BaseRefused
+from shipway.gzipped import stored_bytes
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -81,15 +82,14 @@ def compose(
     app: Layer,
     settings: Settings,
     snapshot: Snapshot,
-    weights: Layer | None = None,
+    weights: Layer,
     python: str = "",
 ) -> Image:
     """Return the image of these parts. Raises `BaseRefused` when they are too many layers.
 
-    `weights` is the model's layer where it is another than the model's manifest describes,
-    `python` the Python that the dependencies are for, such as `3.13`.
+    `weights` is the model's layer, `python` the Python that the dependencies are for, such as `3.13`.
     """
-    layers = (*base.layers, *dependencies, weights or model_layer(model), app)
+    layers = (*base.layers, *dependencies, weights, app)
     config, environment = _begun(base, settings, snapshot, python)
     return _finish(config, {**_PATH, **base.environment, **_PYTHON, **environment}, layers, model_ref(model))
 
@@ -240,12 +240,13 @@ def model_ref(model: Model) -> ModelRef:
     return ModelRef(name=model.name, version=model.version, digest=model.digest)
 
 
-def model_layer(model: Model) -> Layer:
-    """Return a model's layer: it is not compressed, so its diff_id is its digest."""
+def model_layer(model: Model, gzip: Digest) -> Layer:
+    """Return a model's layer, which is `gzip` as `gzipped.stored` makes it: weights do not shrink."""
+    size_bytes = stored_bytes(model.layer.size_bytes)
     return Layer(
         part="model",
         title=f"{model.name} version {model.version}",
-        descriptor=model.layer,
+        descriptor=Descriptor(media_type=TAR_GZIP, digest=gzip, size_bytes=size_bytes),
         diff_id=model.layer.digest,
     )
 

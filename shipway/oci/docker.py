@@ -10,7 +10,6 @@ https://docs.docker.com/reference/api/engine/
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tarfile
 import textwrap
@@ -23,12 +22,12 @@ from typing import IO, Any
 from shipway.artifacts import Descriptor, Digest, ImageRef
 from shipway.console import Tell
 from shipway.errors import DockerFailed, DockerMissing, ImageError, NotBuilt
-from shipway.oci.archive import CHUNK
-from shipway.oci.compose import CONFIG, MANIFEST, TAR_GZIP, Source, blob_entry, canonical
+from shipway.oci.archive import CHUNK, pieces
+from shipway.oci.compose import CONFIG, MANIFEST, Source, blob_entry, canonical
 from shipway.oci.dockerfile import NAME, Recipe
 from shipway.oci.images import Images, described
+from shipway.oci.layers import FAST, pack
 from shipway.oci.staging import staging, writing
-from shipway.oci.stored import stored
 
 _STAGE = "image"
 _NAME = "base-{}"
@@ -139,7 +138,7 @@ def _unpacked(archive: Path) -> tuple[bytes, list[tuple[Descriptor, Source]]]:
         with tarfile.open(archive) as tar:
             (about,) = json.loads(_member(tar, "manifest.json").read())
             config = _member(tar, about["Config"]).read()
-            return config, [_layer(archive, tar, path) for path in about["Layers"]]
+            return config, [_layer(archive, tar, path, number) for number, path in enumerate(about["Layers"])]
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         raise DockerFailed(f"what Docker handed over is no image: {error}") from error
 
@@ -152,18 +151,14 @@ def _member(tar: tarfile.TarFile, path: str) -> IO[bytes]:
     return file
 
 
-def _layer(archive: Path, tar: tarfile.TarFile, path: str) -> tuple[Descriptor, Source]:
-    """Return a layer as gzip, which all programs take: as newer daemons keep it, or else not compressed."""
+def _layer(archive: Path, tar: tarfile.TarFile, path: str, number: int) -> tuple[Descriptor, Source]:
+    """Return a layer as gzip, which all programs take: as newer daemons keep it, or else made here."""
     with _member(tar, path) as file:
         is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-    as_kept = partial(_pieces, archive, path)
-    source: Source = as_kept if is_gzip else lambda: stored(as_kept())
-    hashed, size_bytes = hashlib.sha256(), 0
-    for piece in source():
-        hashed.update(piece)
-        size_bytes += len(piece)
-    digest = Digest(f"sha256:{hashed.hexdigest()}")
-    return Descriptor(media_type=TAR_GZIP, digest=digest, size_bytes=size_bytes), source
+    packed = archive.with_name(f"{number}.tar.gz")
+    with writing(packed, archive.stat().st_size, ImageError), packed.open("wb") as file:
+        layer = pack("base", path, _pieces(archive, path), iter if is_gzip else FAST, file.write)
+    return layer.descriptor, partial(pieces, packed)
 
 
 def _pieces(archive: Path, path: str) -> Iterator[bytes]:

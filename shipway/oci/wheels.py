@@ -26,12 +26,12 @@ from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
 
-from shipway.artifacts import Descriptor, Digest, Layer
+from shipway.artifacts import Digest, Layer
 from shipway.config import ImageSettings
 from shipway.errors import DependenciesFailed, ImageError, ToolMissing
 from shipway.oci.archive import pieces
-from shipway.oci.compose import TAR, Source
-from shipway.oci.layers import Known, fingerprint
+from shipway.oci.compose import Ready, Source, ignore
+from shipway.oci.layers import FAST, Known, fingerprint, pack
 from shipway.oci.staging import staging, writing
 from shipway.proc import Run
 from shipway.tarball import Entry, stream
@@ -84,33 +84,50 @@ class Dependencies:
         self._proc = proc
         self._installing = threading.Lock()
         self._outcome: Future[Mapping[str, tuple[Entry, ...]]] = Future()
-        self.key = fingerprint("dependencies", Digest.of(lock), target.python, target.platform, installed_version("uv"))
+        self._packed: dict[str, Path] = {}
+        tools = (installed_version("uv"), installed_version("deflate"))
+        self.key = fingerprint("dependencies", Digest.of(lock), target.python, target.platform, *tools)
 
-    def layers(self) -> tuple[Layer, ...]:
-        """Return the layers, big wheels one by one and the small ones together.
+    def layers(self, ready: Ready = ignore) -> tuple[Layer, ...]:
+        """Return the layers, big wheels one by one and the small ones together; each is given to `ready` when it is.
 
         Raises `DependenciesFailed` when uv cannot install the lock.
         """
         layers = self._known.load(self.key)
         if layers is None:
-            layers = tuple(_measured(title, entries) for title, entries in self._installed.items())
+            layers = tuple(self._pack(title, ready) for title in self._installed)
             self._known.save(self.key, layers)
+        else:
+            for layer in layers:
+                ready(layer, self.source(layer))
         return layers
+
+    def _pack(self, title: str, ready: Ready) -> Layer:
+        """Make a layer's bytes, and keep them beside what is installed: to make them anew would take as long."""
+        path = self._folder / f"{len(self._packed)}.tar.gz"
+        entries = self._installed[title]
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        with writing(self._scratch, size_bytes, ImageError), path.open("wb") as file:
+            layer = pack("dependencies", title, stream(entries), FAST, file.write)
+        self._packed[title] = path
+        ready(layer, self.source(layer))
+        return layer
 
     def source(self, layer: Layer) -> Source:
         """Return how to make one layer's bytes."""
 
-        def pieces() -> Iterator[bytes]:
+        def made() -> Iterator[bytes]:
             hashed = hashlib.sha256()
-            for piece in stream(self._installed.get(layer.title, ())):
+            packed = self._packed.get(layer.title)
+            for piece in pieces(packed) if packed else FAST(stream(self._installed.get(layer.title, ()))):
                 hashed.update(piece)
                 yield piece
-            if hashed.hexdigest() != layer.diff_id.hex:
+            if hashed.hexdigest() != layer.descriptor.digest.hex:
                 self._known.forget(self.key)
                 message = f"the wheels of layer {layer.title!r} are not those of the last time"
                 raise DependenciesFailed(message, advice="run again: the layers are then made anew")
 
-        return pieces
+        return made
 
     @property
     def _installed(self) -> Mapping[str, tuple[Entry, ...]]:
@@ -137,6 +154,7 @@ class Dependencies:
                 raise DependenciesFailed(message, tail=without_secrets(done.tail))
             wheels = [_Wheel(record.parent) for record in sorted(site.glob("*.dist-info/RECORD"))]
             _refuse_doubt(wheels, site)
+            self._folder = folder
             weakref.finalize(self, stack.pop_all().close)
         return _grouped(wheels)
 
@@ -225,13 +243,3 @@ def _grouped(wheels: Sequence[_Wheel]) -> dict[str, tuple[Entry, ...]]:
     if rest := {entry.path: entry for wheel in wheels if wheel.title not in alone for entry in wheel.entries()}:
         groups[f"{len(wheels) - len(alone)} small packages"] = tuple(rest.values())
     return groups
-
-
-def _measured(title: str, entries: Iterable[Entry]) -> Layer:
-    hashed, size_bytes = hashlib.sha256(), 0
-    for piece in stream(entries):
-        hashed.update(piece)
-        size_bytes += len(piece)
-    digest = Digest("sha256:" + hashed.hexdigest())
-    descriptor = Descriptor(media_type=TAR, digest=digest, size_bytes=size_bytes)
-    return Layer(part="dependencies", title=title, descriptor=descriptor, diff_id=digest)

@@ -15,23 +15,20 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from msgspec import Struct
-from msgspec.structs import replace
-
-from shipway.artifacts import Digest, Image, Layer, Model, Snapshot
+from shipway.artifacts import Image, Layer, Model, Snapshot
 from shipway.checkout import Checkout
 from shipway.config import Settings
 from shipway.console import Tell, size
 from shipway.errors import DirtyTree, ImageError, Interrupted, NotConfigured
+from shipway.gzipped import stored
 from shipway.oci import compose as parts
 from shipway.oci import docker, dockerfile
 from shipway.oci import generator as load_generator
 from shipway.oci.base import OpenImages, read_base
 from shipway.oci.compose import Composed, Source
 from shipway.oci.images import Images
-from shipway.oci.layers import Known, app, fingerprint, framed, recall
+from shipway.oci.layers import Known, app, fingerprint, pack, recall
 from shipway.oci.staging import sweep
-from shipway.oci.stored import stored
 from shipway.oci.wheels import Dependencies, Target
 from shipway.proc import Run
 from shipway.tarball import Entry
@@ -101,20 +98,22 @@ def compose(
     if base == dockerfile.NAME:
         base = str(build(dockerfile.base(checkout, snapshot.tree, target, settings.image.build_args)))
     dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
-    is_framed = settings.image.compression == "stored"
+    plain = partial(model_bytes, model)
     with _meanwhile(partial(read, base), places) as looked_at:
-        made = _made(dependencies, model, model_bytes, known, ready, is_framed=is_framed)
+        weights, remembered = _weights(model, plain, known)
+        ready(weights, lambda: stored(plain()))
+        wheels = dependencies.layers(ready)
         app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
         ready(app_layer, app_source)
         ground = looked_at()
     image = parts.compose(
         ground.base,
-        dependencies=made.dependencies,
+        dependencies=wheels,
         model=model,
         app=app_layer,
         settings=settings,
         snapshot=snapshot,
-        weights=made.weights,
+        weights=weights,
         python=target.python,
     )
     tell.say(STAGE, _summary(image))
@@ -122,11 +121,12 @@ def compose(
         image=image,
         sources={
             **ground.sources,
-            **made.sources,
+            **{layer.descriptor.digest: dependencies.source(layer) for layer in wheels},
+            weights.descriptor.digest: lambda: stored(plain()),
             app_layer.descriptor.digest: app_source,
         },
         origins=ground.origins,
-        known={**ground.known, **made.known},
+        known={**ground.known, dependencies.key: wheels, **remembered},
         lock=lock,
     )
 
@@ -187,49 +187,22 @@ def generator(
     )
 
 
-class _Made(Struct, frozen=True, kw_only=True):
-    dependencies: tuple[Layer, ...]
-    weights: Layer
-    sources: Mapping[Digest, Source]
-    known: Mapping[str, tuple[Layer, ...]]
+def _weights(model: Model, source: Source, known: Known) -> tuple[Layer, Mapping[str, tuple[Layer, ...]]]:
+    """Return the model's layer, and what is worth remembering of it.
 
-
-def _made(
-    dependencies: Dependencies,
-    model: Model,
-    model_bytes: Callable[[Model], Iterable[bytes]],
-    known: Known,
-    ready: parts.Ready,
-    *,
-    is_framed: bool,
-) -> _Made:
-    """Return the layers of dependencies and model, as they are or as gzip that compresses nothing."""
-    plain: Source = partial(model_bytes, model)
-    if not is_framed:
-        weights = parts.model_layer(model)
-        ready(weights, plain)
-        layers = dependencies.layers()
-        sources = {layer.descriptor.digest: dependencies.source(layer) for layer in layers}
-        remembered = {dependencies.key: layers}
-    else:
-        keys = fingerprint("stored", dependencies.key), fingerprint("stored", model.layer.digest)
-        layers = framed(keys[0], dependencies.layers, dependencies.source, known)
-        bare = parts.model_layer(model)
-        (found,) = framed(keys[1], lambda: [bare], lambda _: plain, known, holding=[bare.diff_id])
-        weights = replace(bare, descriptor=found.descriptor)  # the same model can have another name elsewhere
-        sources = {layer.descriptor.digest: partial(_stored, dependencies.source(layer)) for layer in layers}
-        remembered = {keys[0]: layers, keys[1]: (weights,)}
-        plain = partial(_stored, plain)
-        ready(weights, plain)
-    for layer in layers:
-        ready(layer, sources[layer.descriptor.digest])
-    return _Made(
-        dependencies=layers, weights=weights, sources={**sources, weights.descriptor.digest: plain}, known=remembered
-    )
-
-
-def _stored(source: Source) -> Iterator[bytes]:
-    return stored(source())
+    Its manifest tells its digest. Of an older one that does not, the first machine reads the
+    model. What is remembered but does not say that it holds this tar is not believed: whoever
+    may push can have others remember anything.
+    """
+    if model.layer.gzip:
+        return parts.model_layer(model, model.layer.gzip), {}
+    key = fingerprint("stored", model.layer.digest)
+    found = known.load(key) or ()
+    if [layer.diff_id for layer in found] != [model.layer.digest]:
+        found = (pack("model", model.name, source(), stored),)
+        known.save(key, found)
+    weights = parts.model_layer(model, found[0].descriptor.digest)  # the same model can have another name elsewhere
+    return weights, {key: (weights,)}
 
 
 def recombine(code: Image, model: Image) -> Composed:

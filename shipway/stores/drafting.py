@@ -17,7 +17,7 @@ from shipway import exchanges
 from shipway.artifacts import ModelFile
 from shipway.errors import ModelError, ModelRefused
 from shipway.stores import durable, golden, manifest
-from shipway.stores.manifest import File, Golden, LayerSize, ModelVersion
+from shipway.stores.manifest import File, Golden, ModelVersion
 
 _CARD = "card.md"
 _PREPROCESSING = "preprocessing.json"
@@ -38,7 +38,6 @@ def draft(
     digest = manifest.set_digest(files)
     paths = {file.path for file in files}
     tar = manifest.layer(files, digest, lambda file: read_unchanged(folder, file))
-    layer_digest, layer_bytes = manifest.measured(tar)
     return ModelVersion(
         name=name,
         version=1,
@@ -55,7 +54,7 @@ def draft(
         publisher=publisher,
         commit=commit,
         created=created,
-        layer=LayerSize(digest=layer_digest, size_bytes=layer_bytes),
+        layer=manifest.described(tar),
     )
 
 

@@ -14,13 +14,12 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from shipway import documents, tarball
-from shipway.artifacts import Descriptor, Digest, Model, ModelFile
+from shipway import documents, gzipped, tarball
+from shipway.artifacts import Digest, Model, ModelFile, ModelLayer
 from shipway.config import Name
 from shipway.documents import Document, Malformed, Meta
 from shipway.errors import ModelCorrupt, ModelRefused
 
-LAYER_MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
 MAX_PATH = 200
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -79,11 +78,12 @@ class Golden(Document, frozen=True, kw_only=True):
     exchanges: tuple[str, ...]
 
 
-class LayerSize(Document, frozen=True, kw_only=True):
-    """The image layer that the files make, known without having them."""
+class Layer(Document, frozen=True, kw_only=True):
+    """The image layer that the files make, see `ModelLayer`; older manifests do not have `gzip`."""
 
     digest: Digest
     size_bytes: Bytes
+    gzip: Digest | None = None
 
 
 class ModelVersion(Document, frozen=True, kw_only=True):
@@ -103,7 +103,7 @@ class ModelVersion(Document, frozen=True, kw_only=True):
     publisher: str
     commit: str | None
     created: Moment
-    layer: LayerSize
+    layer: Layer
 
     def __post_init__(self) -> None:
         """Refuse what does not agree with itself."""
@@ -129,7 +129,7 @@ class ModelVersion(Document, frozen=True, kw_only=True):
             files=tuple(
                 ModelFile(path=file.path, digest=file.digest, size_bytes=file.size_bytes) for file in self.files
             ),
-            layer=Descriptor(media_type=LAYER_MEDIA_TYPE, digest=self.layer.digest, size_bytes=self.layer.size_bytes),
+            layer=ModelLayer(digest=self.layer.digest, size_bytes=self.layer.size_bytes, gzip=self.layer.gzip),
             metrics=self.metrics,
         )
 
@@ -183,6 +183,21 @@ def layer(files: Iterable[ModelFile], digest: Digest, read: Callable[[ModelFile]
         )
 
     return tarball.stream(entry(file) for file in files)
+
+
+def described(tar: Iterable[bytes]) -> Layer:
+    """Return what there is to know of the layer that streams by."""
+    hashed, size_bytes = hashlib.sha256(), 0
+
+    def passing() -> Iterator[bytes]:
+        nonlocal size_bytes
+        for piece in tar:
+            hashed.update(piece)
+            size_bytes += len(piece)
+            yield piece
+
+    gzip, _ = measured(gzipped.stored(passing()))
+    return Layer(digest=Digest(f"sha256:{hashed.hexdigest()}"), size_bytes=size_bytes, gzip=gzip)
 
 
 def measured(pieces: Iterable[bytes]) -> tuple[Digest, int]:

@@ -69,13 +69,15 @@ def verify(
 def _wrong(catalogue: Catalogue, model: Model) -> Iterator[str]:
     """Say what is not as promised: one pass over the bytes when all is well, and each file's own fault if not."""
     try:
-        made = manifest.measured(catalogue.layer_bytes(model, cache=_NOTHING_HELD))
+        made = manifest.described(catalogue.layer_bytes(model, cache=_NOTHING_HELD))
     except ModelError as error:
         entries = catalogue.objects(model, cache=_NOTHING_HELD)
         yield from [told for entry in entries if (told := _fault(entry))] or [error.message]
         return
-    if made != (model.layer.digest, model.layer.size_bytes):
-        yield f"its files make the layer {made[0]}, and the manifest promises {model.layer.digest}"
+    if (made.digest, made.size_bytes) != (model.layer.digest, model.layer.size_bytes):
+        yield f"its files make the layer {made.digest}, and the manifest promises {model.layer.digest}"
+    if model.layer.gzip not in {made.gzip, None}:
+        yield f"its files make the layer {made.gzip}, and the manifest promises {model.layer.gzip}"
 
 
 def _fault(entry: Entry) -> str | None:

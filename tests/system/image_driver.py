@@ -15,12 +15,12 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from shipway.artifacts import Descriptor, Digest, Model, ModelFile
+from shipway.artifacts import Digest, Model, ModelFile, ModelLayer
 from shipway.checkout import Checkout
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, PushSettings, ServiceSettings, Settings
 from shipway.console import Console
 from shipway.errors import ShipwayError
-from shipway.oci.compose import TAR
+from shipway.gzipped import stored
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
 from shipway.oci.unpack import unpack
@@ -64,7 +64,7 @@ def model(text: str, size: int) -> tuple[Model, bytes]:
     digest = Digest.of(f"{file.digest.hex}  {file.path}\n".encode())
     path = f"srv/models/{digest.hex}/{file.path}"
     layer = collect([Entry(path=path, size_bytes=len(data), read=lambda: [data])])
-    described = Descriptor(media_type=TAR, digest=Digest.of(layer), size_bytes=len(layer))
+    described = ModelLayer(digest=Digest.of(layer), size_bytes=len(layer), gzip=Digest.of(b"".join(stored([layer]))))
     return Model(name="net", version=1, digest=digest, files=(file,), layer=described), layer
 
 

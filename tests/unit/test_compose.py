@@ -7,7 +7,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelFile, Part, Snapshot, Version
+from shipway.artifacts import Descriptor, Digest, Image, Layer, Model, ModelFile, ModelLayer, Part, Snapshot, Version
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.errors import BaseRefused
 from shipway.oci import compose
@@ -33,8 +33,12 @@ def _layer(part: Part, title: str) -> Layer:
 def _model(version: int) -> Model:
     name = f"weights {version}".encode()
     file = ModelFile(path="model.onnx", digest=Digest.of(name), size_bytes=len(name))
-    layer = Descriptor(media_type=TAR, digest=Digest.of(b"layer " + name), size_bytes=20)
+    layer = ModelLayer(digest=Digest.of(b"layer " + name), size_bytes=20)
     return Model(name="net", version=version, digest=Digest.of(b"set " + name), files=(file,), layer=layer)
+
+
+def _weights(version: int) -> Layer:
+    return compose.model_layer(_model(version), Digest.of(f"gzip {version}".encode()))
 
 
 def _image(
@@ -49,6 +53,7 @@ def _image(
         base,
         dependencies=[_layer("dependencies", "numpy 2.0")],
         model=_model(model),
+        weights=_weights(model),
         app=_layer("app", app),
         settings=settings,
         snapshot=snapshot,
@@ -143,7 +148,7 @@ def test_base_passes_on_its_environment_and_history_when_it_has_some() -> None:
 def test_with_model_is_what_compose_gives_when_the_model_is_that_one() -> None:
     base = Base(os="linux", architecture="amd64", layers=(_layer("base", "b"),), history=({"created_by": "b"},))
 
-    swapped = compose.with_model(_image(base), compose.model_ref(_model(2)), compose.model_layer(_model(2)))
+    swapped = compose.with_model(_image(base), compose.model_ref(_model(2)), _weights(2))
 
     assert swapped == _image(base, model=2)
 

@@ -19,11 +19,11 @@ from shipway.errors import DockerFailed, NotBuilt
 from shipway.oci import compose, docker
 from shipway.oci.dockerfile import Recipe
 from shipway.oci.images import document
+from shipway.oci.layers import FAST
 from shipway.oci.layout import Layout
-from shipway.oci.stored import stored
 
 LAYER, OTHER = b"a layer" * 1000, b"another"
-FRAMED = compose.TAR_GZIP, b"".join(stored([LAYER]))
+PRESSED = compose.TAR_GZIP, b"".join(FAST([LAYER]))
 CONFIG = b'{"architecture":"amd64"}'
 GOOD: list[dict[str, Any]] = [
     {"stream": "Step 1/1 : FROM x\n"},
@@ -113,7 +113,7 @@ def test_image_is_stored_under_its_key_when_docker_built_it(layout: Layout) -> N
 
     assert layout.tags() == {f"base-{'0' * 64}": digest}
     assert document(layout, compose.config_descriptor(layout.read(digest))) == CONFIG
-    assert _layers(layout, digest) == [FRAMED]
+    assert _layers(layout, digest) == [PRESSED]
     assert "image     docker: Step 1/1 : FROM x\n" in log.getvalue()
     (asked,) = api.asked
     assert (asked["context"], asked["target"], asked["platform"]) == (b"context", "base", "linux/amd64")
@@ -151,7 +151,7 @@ def test_equal_layers_are_both_there_when_docker_links_them(layout: Layout) -> N
     members: dict[str, bytes | str] = {"1.json": CONFIG, "1/layer.tar": LAYER, "2/layer.tar": "../1/layer.tar"}
     saved = _archive({**members, "manifest.json": _saved("1/layer.tar", "2/layer.tar")})
 
-    assert _layers(layout, _built(Api(saved=saved), layout)) == [FRAMED] * 2
+    assert _layers(layout, _built(Api(saved=saved), layout)) == [PRESSED] * 2
 
 
 def test_layer_stays_as_docker_keeps_it_when_that_is_gzip(layout: Layout) -> None:
@@ -160,7 +160,7 @@ def test_layer_stays_as_docker_keeps_it_when_that_is_gzip(layout: Layout) -> Non
         {"1.json": CONFIG, "blobs/x": packed, "blobs/y": LAYER, "manifest.json": _saved("blobs/x", "blobs/y")}
     )
 
-    assert _layers(layout, _built(Api(saved=saved), layout)) == [(compose.TAR_GZIP, packed), FRAMED]
+    assert _layers(layout, _built(Api(saved=saved), layout)) == [(compose.TAR_GZIP, packed), PRESSED]
 
 
 @pytest.mark.parametrize(

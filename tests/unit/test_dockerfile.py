@@ -12,11 +12,10 @@ import docker.utils.build  # noqa: F401 - urllib3 opens a socket when it is impo
 import pytest
 from msgspec.structs import replace
 
-from shipway.artifacts import Descriptor, Digest, Model
+from shipway.artifacts import Digest, Model, ModelLayer
 from shipway.checkout import Checkout
 from shipway.errors import ConfigError
 from shipway.oci import dockerfile
-from shipway.oci.compose import TAR
 from shipway.oci.dockerfile import Recipe
 from shipway.oci.wheels import Target
 from shipway.proc import Completed
@@ -40,7 +39,7 @@ MODEL = Model(
     version=7,
     digest=Digest.of(b"set"),
     files=(),
-    layer=Descriptor(media_type=TAR, digest=Digest.of(b"layer"), size_bytes=10),
+    layer=ModelLayer(digest=Digest.of(b"layer"), size_bytes=10),
 )
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from shipway.artifacts import Descriptor, Digest, Layer, Model, ModelFile, Snapshot
+from shipway.artifacts import Descriptor, Digest, Layer, Model, ModelFile, ModelLayer, Snapshot
 from shipway.checkout import Checkout
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.console import Console
 from shipway.errors import BaseRefused, DependenciesFailed, DirtyTree, ImageError, ImageMissing
+from shipway.gzipped import stored
 from shipway.oci import compose
-from shipway.oci.compose import MANIFEST, TAR, TAR_GZIP, Composed, Source
+from shipway.oci.compose import MANIFEST, TAR_GZIP, Composed, Source
 from shipway.oci.images import Images
 from shipway.oci.layers import recall, remember
 from shipway.oci.layout import Layout
@@ -73,8 +73,24 @@ def _model(version: int) -> Model:
         version=version,
         digest=Digest.of(b"set" + data),
         files=(ModelFile(path="model.onnx", digest=Digest.of(data), size_bytes=1),),
-        layer=Descriptor(media_type=TAR, digest=Digest.of(b"layer" + data), size_bytes=10),
+        layer=ModelLayer(
+            digest=Digest.of(_tar(version)), size_bytes=len(_tar(version)), gzip=Digest.of(_gzip(version))
+        ),
     )
+
+
+def _tar(version: int) -> bytes:
+    return b"layer %d" % version
+
+
+def _gzip(version: int) -> bytes:
+    return b"".join(stored([_tar(version)]))
+
+
+def _old(version: int) -> Model:
+    """Return a model whose manifest is from before its layer was gzip."""
+    model = _model(version)
+    return replace(model, layer=replace(model.layer, gzip=None))
 
 
 def _compose(
@@ -87,15 +103,14 @@ def _compose(
     model: Model | None = None,
     base: Layout | None = None,
     images: Images | None = None,
-    compression: Literal["none", "stored"] = "none",
-    model_bytes: Callable[[Model], Iterable[bytes]] = lambda model: [str(model.version).encode()],
+    model_bytes: Callable[[Model], Iterable[bytes]] = lambda model: [_tar(model.version)],
     ready: compose.Ready = compose.ignore,
 ) -> Composed:
     named = f"registry.example/base@{Digest.of(b'base')}" if base else "scratch"
     settings = Settings(
         project=ProjectSettings(name="x"),
         model=ModelSettings(name="net", store="store"),
-        image=ImageSettings(include=("app",), base=named, compression=compression),
+        image=ImageSettings(include=("app",), base=named),
         service=ServiceSettings(command=("python",)),
     )
     return stage.compose(
@@ -121,7 +136,7 @@ def test_sources_give_each_layer_when_the_image_is_composed(tmp_path: Path) -> N
 
     model, app = composed.image.layers
     assert (model.part, app.part) == ("model", "app")
-    assert b"".join(composed.sources[model.descriptor.digest]()) == b"1"
+    assert b"".join(composed.sources[model.descriptor.digest]()) == _gzip(1)
     assert Digest.of(b"".join(composed.sources[app.descriptor.digest]())) == app.descriptor.digest
 
 
@@ -136,29 +151,33 @@ def test_neither_app_nor_uv_is_touched_when_the_tree_is_known(tmp_path: Path) ->
     assert list(again.sources[app]()) == list(first.sources[app]())
 
 
-def test_layers_are_gzip_of_the_same_bytes_when_they_are_to_be_stored(tmp_path: Path) -> None:
-    plain = _compose(tmp_path, Tools(GOOD)).image
-
-    made = _compose(tmp_path, Tools(GOOD), compression="stored")
+def test_model_s_layer_is_known_without_the_model(tmp_path: Path) -> None:
+    made = _compose(tmp_path, Tools(GOOD), model_bytes=lambda _: pytest.fail("nobody needs it"))
 
     weights = made.image.layers[0]
-    assert [layer.descriptor.media_type for layer in made.image.layers] == [TAR_GZIP, TAR_GZIP]
-    assert gzip.decompress(b"".join(made.sources[weights.descriptor.digest]())) == b"1"
-    assert weights.diff_id == plain.layers[0].diff_id == Digest.of(b"layer1")
-    assert made.image.build == plain.build
-    assert set(made.image.layers) <= {layer for layers in made.known.values() for layer in layers} | {plain.layers[-1]}
+    size_bytes = len(_gzip(1))
+    assert weights.descriptor == Descriptor(media_type=TAR_GZIP, digest=Digest.of(_gzip(1)), size_bytes=size_bytes)
+    assert weights.diff_id == Digest.of(_tar(1))
 
 
-def test_stored_layer_is_known_without_the_model_when_another_machine_pushed_it(tmp_path: Path) -> None:
+def test_image_is_the_same_when_the_manifest_is_older_than_its_gzip(tmp_path: Path) -> None:
+    first = _compose(tmp_path / "first", Tools(GOOD))
+
+    made = _compose(tmp_path / "here", Tools(GOOD), model=_old(1))
+
+    assert made.image == first.image
+    assert made.image.layers[:1] in made.known.values()
+
+
+def test_older_model_is_not_read_when_another_machine_pushed_it(tmp_path: Path) -> None:
     images = _Shared(tmp_path / "registry")
-    here = tmp_path / "here"
-    first = _compose(here, Tools(GOOD), compression="stored", images=images)
+    first = _compose(tmp_path / "here", Tools(GOOD), model=_old(1), images=images)
     push.push(first, images=images, tags=[], tell=Console(err=io.StringIO()))
 
     again = _compose(
         tmp_path / "there",
         Tools(GOOD),
-        compression="stored",
+        model=_old(1),
         images=images,
         model_bytes=lambda _: pytest.fail("nobody needs it"),
     )
@@ -166,19 +185,12 @@ def test_stored_layer_is_known_without_the_model_when_another_machine_pushed_it(
     assert again.image == first.image
 
 
-def test_stored_layer_has_the_model_s_name_when_it_was_remembered_under_another(tmp_path: Path) -> None:
-    images, renamed = _Shared(tmp_path / "registry"), replace(_model(1), version=2)
-    _remember(images, _compose(tmp_path / "here", Tools(GOOD), compression="stored", images=images))
+def test_older_model_has_its_name_when_it_was_remembered_under_another(tmp_path: Path) -> None:
+    images, renamed = _Shared(tmp_path / "registry"), replace(_old(1), version=2)
+    _remember(images, _compose(tmp_path / "here", Tools(GOOD), model=_old(1), images=images))
 
     there, alone = (
-        _compose(
-            tmp_path / name,
-            Tools(GOOD),
-            compression="stored",
-            model=renamed,
-            model_bytes=lambda _: [b"1"],
-            images=place,
-        )
+        _compose(tmp_path / name, Tools(GOOD), model=renamed, model_bytes=lambda _: [_tar(1)], images=place)
         for name, place in (("there", images), ("alone", Layout(tmp_path / "empty")))
     )
 
@@ -187,14 +199,14 @@ def test_stored_layer_has_the_model_s_name_when_it_was_remembered_under_another(
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_stored_layer_is_made_anew_when_what_is_remembered_is_no_such_layer(tmp_path: Path, count: int) -> None:
+def test_older_model_is_read_anew_when_what_is_remembered_is_no_such_layer(tmp_path: Path, count: int) -> None:
     images = _Shared(tmp_path / "registry")
-    wanted = _compose(tmp_path / "alone", Tools(GOOD), compression="stored")
+    wanted = _compose(tmp_path / "alone", Tools(GOOD), model=_old(1))
     other = replace(wanted.image.layers[0], diff_id=Digest.of(b"other"))
     key = next(key for key, layers in wanted.known.items() if layers == wanted.image.layers[:1])
     remember(images, key, [other] * count)
 
-    made = _compose(tmp_path / "here", Tools(GOOD), compression="stored", images=images)
+    made = _compose(tmp_path / "here", Tools(GOOD), model=_old(1), images=images)
 
     assert made.image == wanted.image
 
@@ -221,7 +233,7 @@ def test_model_is_ready_before_uv_begins_and_every_layer_before_the_image(tmp_pa
             return super().run(argv, **more)
 
     def ready(layer: Layer, source: Source) -> None:
-        assert Digest.of(b"".join(source())) in {layer.descriptor.digest, Digest.of(b"1")}  # the model here is no layer
+        assert Digest.of(b"".join(source())) == layer.descriptor.digest
         parts.append(layer.part)
 
     image = _compose(tmp_path, Installing(GOOD), ready=ready).image

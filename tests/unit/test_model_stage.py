@@ -42,7 +42,7 @@ def version(**changes: Any) -> ModelVersion:
         "publisher": "ada",
         "commit": None,
         "created": datetime(2026, 11, 23, tzinfo=UTC),
-        "layer": manifest.LayerSize(digest=Digest.of(b"layer"), size_bytes=10_240),
+        "layer": manifest.Layer(digest=Digest.of(b"layer"), size_bytes=10_240),
     }
     return ModelVersion(**{**fields, **changes})
 

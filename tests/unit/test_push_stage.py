@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shipway.artifacts import Descriptor, Digest, Layer, Model, Snapshot
+from shipway.artifacts import Descriptor, Digest, Layer, Model, ModelLayer, Snapshot
 from shipway.config import ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.console import Console
 from shipway.errors import DependenciesFailed, ImageCorrupt, ImageMissing, PushError
@@ -26,16 +26,24 @@ QUIET = Console(err=io.StringIO())
 
 
 def _composed(app: bytes, model: bytes = b"weights", wheel: bytes = b"wheel") -> Composed:
-    weights = Model(name="net", version=1, digest=Digest.of(b"set" + model), files=(), layer=_described(model))
+    weights = Model(
+        name="net",
+        version=1,
+        digest=Digest.of(b"set" + model),
+        files=(),
+        layer=ModelLayer(digest=Digest.of(model), size_bytes=len(model)),
+    )
     layers = [
         Layer(part="dependencies", title="six", descriptor=_described(wheel), diff_id=Digest.of(wheel)),
         Layer(part="app", title="app", descriptor=_described(app), diff_id=Digest.of(app)),
+        Layer(part="model", title="net version 1", descriptor=_described(model), diff_id=Digest.of(model)),
     ]
     image = compose.compose(
         Base(os="linux", architecture="amd64"),
         dependencies=layers[:1],
         model=weights,
         app=layers[1],
+        weights=layers[2],
         settings=Settings(
             project=ProjectSettings(name="x"),
             model=ModelSettings(name="net", store="store"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from shipway.artifacts import Digest, Layer
 from shipway.config import ImageSettings
 from shipway.errors import DependenciesFailed, ImageError
+from shipway.oci.compose import Source
 from shipway.oci.layers import Known
 from shipway.oci.wheels import Dependencies, Target
 from shipway.proc import Completed
@@ -103,7 +107,8 @@ def test_layers_hold_each_big_wheel_alone_when_others_are_small(tmp_path: Path) 
         ("2 small packages", "dependencies"),
     ]
     small = b"".join(dependencies.source(layers[1])())
-    assert (len(small), hashlib.sha256(small).hexdigest()) == (layers[1].descriptor.size_bytes, layers[1].diff_id.hex)
+    assert (len(small), Digest.of(small)) == (layers[1].descriptor.size_bytes, layers[1].descriptor.digest)
+    assert Digest.of(gzip.decompress(small)) == layers[1].diff_id
     assert sorted(_members(small)) == [
         "srv/site-packages/flask-3.1.dist-info/METADATA",
         "srv/site-packages/flask-3.1.dist-info/RECORD",
@@ -112,6 +117,29 @@ def test_layers_hold_each_big_wheel_alone_when_others_are_small(tmp_path: Path) 
         "srv/site-packages/six-1.17.dist-info/RECORD",
         "srv/site-packages/six.py",
     ]
+
+
+def test_layer_is_ready_with_its_bytes_while_the_next_is_made(tmp_path: Path) -> None:
+    six, flask = {"six.py": b"s" * 2_000_000}, {"flask/a.py": b"f"}
+    dependencies = _dependencies(tmp_path, Uv({"six-1.17": six, "flask-3.1": flask}))
+    seen: list[tuple[str, int]] = []
+
+    def ready(layer: Layer, source: Source) -> None:
+        assert Digest.of(b"".join(source())) == layer.descriptor.digest
+        seen.append((layer.title, len(list(tmp_path.glob(".staging/tmp*/*.tar.gz")))))
+
+    layers = dependencies.layers(ready)
+
+    assert seen == [(layer.title, count) for count, layer in enumerate(layers, start=1)]
+
+
+def test_bytes_are_not_made_twice_when_the_layers_were_not_known(tmp_path: Path) -> None:
+    dependencies = _dependencies(tmp_path, Uv({"six-1.17": {"six.py": b"s"}}))
+    (layer,) = dependencies.layers()
+    for site in tmp_path.glob(".staging/tmp*/site-packages"):
+        shutil.rmtree(site)
+
+    assert Digest.of(b"".join(dependencies.source(layer)())) == layer.descriptor.digest
 
 
 def test_layers_are_the_same_when_the_host_and_the_installer_differ(tmp_path: Path) -> None:
