@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shipway.artifacts import Digest
 from shipway.console import Console
 from shipway.errors import GoldenFailed, ModelInUse, ModelMissing, ModelRefused, ModelUntrusted
+from shipway.gzipped import stored
 from shipway.stores import Catalogue, Keys, open_catalogue
 from shipway.stores.catalogue import Published
 from shipway.stores.review import verify
@@ -86,6 +87,7 @@ class CatalogueBasics:
         streamed = b"".join(opens().layer_bytes(model, cache=tmp_path / "none"))
 
         assert (Digest.of(streamed), len(streamed)) == (model.layer.digest, model.layer.size_bytes)
+        assert Digest.of(b"".join(stored([streamed]))) == model.layer.gzip
 
     def test_promote_moves_an_alias_and_history_tells_who_and_why(self, opens: Open, name: str, tmp_path: Path) -> None:
         for weight in (1, 2):

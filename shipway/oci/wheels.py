@@ -114,12 +114,13 @@ class Dependencies:
         return layer
 
     def source(self, layer: Layer) -> Source:
-        """Return how to make one layer's bytes."""
+        """Return how to come by one layer's bytes."""
+        if packed := self._packed.get(layer.title):
+            return partial(pieces, packed)
 
         def made() -> Iterator[bytes]:
             hashed = hashlib.sha256()
-            packed = self._packed.get(layer.title)
-            for piece in pieces(packed) if packed else FAST(stream(self._installed.get(layer.title, ()))):
+            for piece in FAST(stream(self._installed.get(layer.title, ()))):
                 hashed.update(piece)
                 yield piece
             if hashed.hexdigest() != layer.descriptor.digest.hex:

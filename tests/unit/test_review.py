@@ -71,13 +71,24 @@ def test_verify_names_every_file_that_is_damaged(store: MemoryStore, tmp_path: P
     assert sorted(line.split()[0] for line in lines) == ["model.onnx", "there"]
 
 
-def test_verify_refuses_a_manifest_that_promises_another_layer(store: MemoryStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("field", "said"), [("size_bytes", 512), ("gzip", f"sha256:{'0' * 64}")])
+def test_verify_refuses_a_manifest_that_promises_another_layer(
+    store: MemoryStore, tmp_path: Path, field: str, said: object
+) -> None:
     manifest = json.loads(store.objects["adds/versions/2.json"])
-    manifest["layer"]["size_bytes"] += 512
+    manifest["layer"][field] = said
     store.objects["adds/versions/2.json"] = json.dumps(manifest).encode()
 
     with pytest.raises(ModelCorrupt, match="its files make the layer sha256:"):
         verify(store, tmp_path)
+
+
+def test_verify_takes_a_manifest_that_is_older_than_gzip(store: MemoryStore, tmp_path: Path) -> None:
+    manifest = json.loads(store.objects["adds/versions/2.json"])
+    del manifest["layer"]["gzip"]
+    store.objects["adds/versions/2.json"] = json.dumps(manifest).encode()
+
+    assert verify(store, tmp_path).version.layer.gzip is None
 
 
 def test_verify_asks_the_golden_cases_when_it_is_told_to(store: MemoryStore, tmp_path: Path) -> None:
@@ -109,8 +120,8 @@ def test_verify_opens_nothing_that_publishing_would_refuse(store: MemoryStore, t
     ]
     document["digest"] = form.set_digest(files)
     by_digest = {each.digest: store.objects[f"adds/blobs/sha256/{each.digest.hex}"] for each in files}
-    layer = form.measured(form.layer(files, Digest(document["digest"]), lambda each: [by_digest[each.digest]]))
-    document["layer"] = {"digest": layer[0], "size_bytes": layer[1]}
+    layer = form.described(form.layer(files, Digest(document["digest"]), lambda each: [by_digest[each.digest]]))
+    document["layer"] = {"digest": layer.digest, "size_bytes": layer.size_bytes}
     store.objects["adds/versions/2.json"] = json.dumps(document).encode()
 
     assert verify(store, tmp_path).cases is None
