@@ -153,7 +153,7 @@ class FakeKubectl:
             "scale": self._scale,
             "delete": self._delete,
             "logs": lambda words, _: "" if "--previous" in words else self.logs,
-            "auth": lambda words, _: "no" if words[1:] == ("list", "event") and "events" in self.others_own else "yes",
+            "api-resources": lambda *_: "events ev v1 true Event\n",
         }
 
     def _get(self, words: tuple[str, ...], stdin: Object | None) -> str:
@@ -191,10 +191,17 @@ class FakeKubectl:
         if words[0].startswith("--kustomize="):
             return "\n".join(json.dumps(each) for each in self.overlay)
         assert stdin is not None
+        if stdin["kind"] == "List":
+            return "\n".join(json.dumps({"status": {"allowed": self._may(each)}}) for each in stdin["items"])
         if self._key(stdin) in self.objects:
             raise Refused(f'Error from server (AlreadyExists): "{stdin["metadata"]["name"]}" already exists')
         self._put(stdin)
         return ""
+
+    def _may(self, review: Object) -> bool:
+        assert review["kind"] == "SelfSubjectAccessReview", review
+        asked = review["spec"]["resourceAttributes"]
+        return (asked["verb"], asked["resource"]) != ("list", "events") or "events" not in self.others_own
 
     def _replace(self, _words: tuple[str, ...], stdin: Object | None) -> str:
         assert stdin is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from shipway.errors import ClusterRefused, NotReady
 from shipway.targets import manifests
 from shipway.targets.kubectl import Kubectl, Object
@@ -31,12 +33,11 @@ def cluster(kubectl: Kubectl) -> str:
     return f"{where.context} ({kubectl.server()}), namespace {where.namespace}, {theirs}{skew}"
 
 
-def rights(kubectl: Kubectl, *, folder: str) -> str:
+def rights(kubectl: Kubectl, *, rendered: Callable[[], Sequence[Object]]) -> str:
     """Look whether we may do all that a release needs, with each kind that the manifests hold too."""
-    applied = [right for each in kubectl.render(folder) for right in _rights(each)]
-    wanted = dict.fromkeys([*applied, *_RIGHTS])
-    lacking = [f"{verb} {what}" for verb, what in wanted if not kubectl.may(verb, what)]
-    if lacking:
+    applied = [right for each in rendered() for right in _rights(each)]
+    wanted = list(dict.fromkeys([*applied, *_RIGHTS]))
+    if lacking := [f"{verb} {what}" for verb, what in kubectl.lacking(wanted)]:
         raise NotReady(
             f"you may not {', '.join(lacking)}",
             advice="an administrator: kubectl apply -k k8s/setup; kinds that k8s/base has not, add to its Role",
@@ -56,9 +57,9 @@ def nodes(kubectl: Kubectl, *, platform: str) -> str:
     return f"{len(fit)} of {len(found)} run {platform}"
 
 
-def overlay(kubectl: Kubectl, *, folder: str, name: str, port: int) -> str:
+def overlay(kubectl: Kubectl, *, rendered: Callable[[], Sequence[Object]], folder: str, name: str, port: int) -> str:
     """Look whether the manifests can do what a release needs, and whether the API server accepts them."""
-    objects = kubectl.render(folder)
+    objects = rendered()
     manifests.candidate(manifests.find(objects, name), port=port)
     kubectl.apply(objects, dry_run=True)
     return f"{folder}: {len(objects)} objects, accepted"

@@ -142,14 +142,34 @@ class Kubectl:
         said = json.loads(self.ask("version", "--output=json").stdout)
         return said["clientVersion"]["gitVersion"], said["serverVersion"]["gitVersion"]
 
-    def may(self, verb: str, what: str) -> bool:
-        """Say whether we may; what stands behind a slash is a subresource, and not, as for kubectl, a name."""
+    def lacking(self, rights: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return which rights we have not: each a verb, and a kind with its group; behind a slash, a subresource."""
         self.require_right_cluster()
-        kind, _, part = what.partition("/")
-        return (
-            self._once(("auth", "can-i", verb, kind, *((f"--subresource={part}",) if part else ()))).stdout.strip()
-            == b"yes"
+        resources = self._resources()
+        said = self.ask(
+            *("create", "--validate=false", "--output=json", "--filename=-"),
+            stdin={"apiVersion": "v1", "kind": "List", "items": [self._review(*each, resources) for each in rights]},
         )
+        answers = _documents(said.stdout.decode())
+        return [right for right, answer in zip(rights, answers, strict=True) if not answer["status"]["allowed"]]
+
+    def _resources(self) -> dict[str, str]:
+        """Return the resource of each kind, such as `deployment.apps`; a group that does not answer hides no other."""
+        lines = self._once(("api-resources", "--no-headers")).stdout.decode().splitlines()
+        found: dict[str, str] = {}
+        for name, *_, version, _, kind in map(str.split, lines):
+            found.setdefault(f"{kind.lower()}.{version.rpartition('/')[0]}".rstrip("."), name)
+        return found
+
+    def _review(self, verb: str, what: str, resources: Mapping[str, str]) -> Object:
+        kind, _, part = what.partition("/")
+        name, _, group = kind.partition(".")
+        asked = {"verb": verb, "group": group, "resource": resources.get(kind, name), "subresource": part}
+        return {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {"namespace": self.cluster.namespace, **asked}},
+        }
 
     def render(self, folder: str) -> list[Object]:
         """Return what kustomize makes of a folder, each object with its namespace. Changes nothing."""

@@ -15,7 +15,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 
 from msgspec import Struct
 
@@ -165,13 +165,13 @@ class Kubernetes:
 
     def looks(self) -> Mapping[str, Callable[[], str]]:
         """Look at the cluster, our rights in it, its nodes, the manifests, and what serves."""
+        rendered = cache(self._render)
+        of_manifests = partial(fitness.overlay, folder=self._folder, name=self._name, port=self._service.port)
         return {
             "cluster": partial(fitness.cluster, self._kubectl),
-            "rights": partial(fitness.rights, self._kubectl, folder=self._folder),
+            "rights": partial(fitness.rights, self._kubectl, rendered=rendered),
             "nodes": partial(fitness.nodes, self._kubectl, platform=self._platform),
-            "manifests": partial(
-                fitness.overlay, self._kubectl, folder=self._folder, name=self._name, port=self._service.port
-            ),
+            "manifests": partial(of_manifests, self._kubectl, rendered=rendered),
             "target": self._look_at_target,
         }
 

@@ -18,6 +18,7 @@ from shipway.errors import (
     CandidateFailed,
     ClusterRefused,
     ConfigError,
+    NotReady,
     PromotionFailed,
     RolloutError,
     UndoFailed,
@@ -493,3 +494,19 @@ def test_manifests_that_cannot_do_are_refused_before_anything_is_applied(
         host.release("one")
 
     assert host.cluster.objects == {}
+
+
+def test_doctor_renders_once_and_asks_for_all_rights_in_one_question(host: Host) -> None:
+    host.release("one")
+    host.cluster.calls.clear()
+    host.cluster.others_own.add("events")
+    looks = host.another().looks()
+
+    with pytest.raises(NotReady, match="you may not list event\n"):
+        looks["rights"]()
+
+    assert looks["manifests"]() == "k8s: 3 objects, accepted"
+    assert [words[0] for words in host.cluster.calls] == [
+        *("config", "get"),  # whether it is the right cluster
+        *("create", "api-resources", "create", "apply"),
+    ]

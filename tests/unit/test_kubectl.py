@@ -32,12 +32,13 @@ class Script:
         *,
         cwd: Path | None = None,  # noqa: ARG002 - as `Run` has it
         env: Mapping[str, str] | None = None,  # noqa: ARG002 - as above
-        stdin: bytes | None = None,  # noqa: ARG002 - as above
+        stdin: bytes | None = None,
         on_line: Callable[[str], None] | None = None,  # noqa: ARG002 - as above
         timeout_s: float | None = None,  # noqa: ARG002 - as above
     ) -> Completed:
         words = tuple(map(str, argv))
         self.argvs.append(words)
+        self.stdin = stdin or b""
         answer = self.answers.pop(0)
         failed = answer.startswith("error")
         return Completed(argv=words, code=int(failed), stdout=b"" if failed else answer.encode(), tail=answer)
@@ -74,8 +75,6 @@ class Script:
             ("delete", "service/a", "--interactive=false", "--ignore-not-found", "--wait=false"),
         ),
         (lambda k: k.scale("deployment.apps", "web", 2), ("scale", "deployment.apps/web", "--replicas=2")),
-        (lambda k: k.may("get", "pods"), ("auth", "can-i", "get", "pods")),
-        (lambda k: k.may("get", "pods/log"), ("auth", "can-i", "get", "pods", "--subresource=log")),
         (
             lambda k: k.logs("x", container="c", lines=5, previous=True),
             ("logs", "x", "--container=c", "--tail=5", "--previous"),
@@ -95,6 +94,29 @@ def test_command_says_context_and_namespace_and_what_is_wanted(
     ask(script.kubectl())
 
     assert script.asked == [words]
+
+
+def test_all_rights_are_asked_for_in_one_question_by_the_names_that_the_server_has() -> None:
+    allowed, refused = '{"status": {"allowed": true}}\n', '{"status": {"allowed": false}}\n'
+    names = "pods po v1 true Pod\nnetworkpolicies netpol networking.k8s.io/v1 true NetworkPolicy\n"
+    script = Script(names, allowed + refused + allowed + refused)
+    rights = [("get", "pod/log"), ("list", "networkpolicy.networking.k8s.io"), ("get", "pod"), ("get", "odd.example")]
+
+    lacking = script.kubectl().lacking(rights)
+
+    assert lacking == [rights[1], rights[3]]
+    assert script.asked == [
+        ("api-resources", "--no-headers"),
+        ("create", "--validate=false", "--output=json", "--filename=-"),
+    ]
+    asked = [each["spec"]["resourceAttributes"] for each in json.loads(script.stdin)["items"]]
+    assert [(each["group"], each["resource"], each["subresource"]) for each in asked] == [
+        ("", "pods", "log"),
+        ("networking.k8s.io", "networkpolicies", ""),
+        ("", "pods", ""),
+        ("example", "odd", ""),
+    ]
+    assert {each["namespace"] for each in asked} == {"shop"}
 
 
 def test_forwarding_has_no_time_limit() -> None:
