@@ -66,6 +66,7 @@ class FakeKubectl:
         self.others_own: set[str] = set()
         self.has_address = True
         self.deletes_nothing = False
+        self.ends_slowly = False
         self.forwarding: Forwarding | None = None
         self.paths: dict[str, str] = {}
         self._version = 0
@@ -290,10 +291,13 @@ class FakeKubectl:
                 self._pod(deployment, newest, fate)
         else:
             for pod in ours[wanted:] + others:
-                del self.objects[self._key(pod)]
+                if self.ends_slowly:
+                    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+                else:
+                    del self.objects[self._key(pod)]
             for _ in range(wanted - len(ours)):
                 self._pod(deployment, newest, fate)
-        pods = self._pods(deployment)
+        pods = [pod for pod in self._pods(deployment) if "deletionTimestamp" not in pod["metadata"]]
         deployment["status"] |= {
             "replicas": len(pods),
             "updatedReplicas": sum(_owner(pod) == newest["metadata"]["uid"] for pod in pods),

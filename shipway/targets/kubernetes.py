@@ -256,7 +256,10 @@ class Kubernetes:
         return (version,)
 
     def settle(self) -> None:
-        """Wait until the replicas before have ended; write down what serves."""
+        """Wait until the replicas before have ended; write down what serves.
+
+        Last, so that whoever is killed before leaves a release to be finished, what is not applied any more included.
+        """
         deployment = self._deployment()
         version = manifests.version_of(deployment["spec"]["template"]) if deployment else None
         if deployment is None or version is None:
@@ -264,9 +267,9 @@ class Kubernetes:
         if self._promoted and version != self._promoted:
             raise PromotionFailed(f"{self._promoted} was promoted, and somebody put {version} in its place")
         before = _settled(deployment)
-        self._settle(deployment, version)
         self._await_alone(version, error=PromotionFailed)
         self._tidy(manifests.record_of(deployment), before.record if before else None)
+        self._settle(deployment, version)
 
     def undo(self, previous: Version | None) -> None:
         """Apply what was recorded of `previous`, unless it was never replaced; say how long that took."""

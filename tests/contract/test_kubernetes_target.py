@@ -63,12 +63,17 @@ def version(build: str, service: ServiceSettings = SERVICE) -> tuple[Version, Im
     return Version(digest=image.digest, build=build, commit="c" * 40, model=MODEL), image
 
 
+class Killed(BaseException):
+    """As by SIGKILL: nobody cleans up."""
+
+
 @dataclass
 class Host:
     """A cluster in memory, and the target as each command makes it anew."""
 
     cluster: FakeKubectl = field(default_factory=lambda: FakeKubectl(overlay()))
     now: float = 0.0
+    is_killed: bool = False
     settings: RolloutSettings = field(default_factory=lambda: RolloutSettings(proofs=2, address_timeout_s=60))
 
     def __post_init__(self) -> None:
@@ -99,6 +104,8 @@ class Host:
         )
 
     def sleep(self, seconds: float) -> None:
+        if self.is_killed:
+            raise Killed
         self.now += seconds
 
     def release(self, build: str, fate: str = "good", *, as_before: bool = False) -> Version:
@@ -381,6 +388,30 @@ def test_killed_promotion_is_not_what_is_to_serve_and_the_next_release_ends_it(h
     assert (left.version, left.builds, left.healthy) == (good, ("two",), False)
     assert (live := host.another().current())
     assert (live.version, live.healthy) == (again, True)
+
+
+def test_what_is_not_applied_any_more_is_deleted_by_the_next_release_when_one_was_killed_while_old_pods_end(
+    host: Host,
+) -> None:
+    host.cluster.overlay = [*overlay(), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "old"}}]
+    good = host.release("one")
+    host.cluster.overlay = overlay()
+    host.cluster.ends_slowly = True
+    host.target = host.another()
+    host.target.promote(host.target.start(*version("two"), as_before=False))
+    host.is_killed = True
+    with pytest.raises(Killed):
+        host.target.settle()
+    host.is_killed = host.cluster.ends_slowly = False
+
+    left = host.another().current()
+    again = host.release("two")
+
+    assert left
+    assert (left.version, left.healthy) == (good, False), "there is something to do"
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (again, True)
+    assert "old" not in host.cluster.names("configmap")
 
 
 def test_other_manifests_are_another_release_of_the_same_image(host: Host) -> None:
