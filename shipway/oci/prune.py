@@ -232,7 +232,8 @@ def carry_out(
             staying.append(replace(each, why=why))
             continue
         tell.say("prune", f"deleting {told(each)}")
-        images.delete(each.digest)
+        if each.kind != "attachments":  # whose image is gone, and may come back at any moment
+            images.delete(each.digest)
         if each.kind in {"image", "generator", "attachments"}:
             _delete_attachments(images, each.digest)
         going.append(each)
@@ -270,6 +271,9 @@ class _Tags:
 
 def _why_after_all(images: Images, each: Stored, tags: _Tags, staying: Sequence[Stored], now_s: float) -> str | None:
     """Look again right before a deletion: a tag may have come, or another push."""
+    if each.kind == "attachments":
+        now = _look(images, each.digest, each.names)
+        return "its image is there again" if now and now.kind != "attachments" else None
     if each.image is None:
         return _why_it_stays(_dated(each, images) if each.kind == "generator" else each, {}, staying, now_s)
     return _why_named(each.image, tags.of(each.digest)) or _why_young(

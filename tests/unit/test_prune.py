@@ -309,6 +309,21 @@ def test_image_stays_when_it_came_into_use_after_the_examination(images: Images,
     assert images.tagged(old.build) == old.digest
 
 
+def test_image_stays_when_it_was_gone_at_the_examination_and_was_pushed_again(images: Images) -> None:
+    old = pushed(images)
+    images.delete(old.digest)
+    verdict = _verdict(images)
+    assert (old.digest, "attachments") in {(each.digest, each.kind) for each in verdict.going}
+    pushed(images)
+
+    done = _carry_out(images, verdict)
+
+    assert old.digest not in {each.digest for each in done.going}
+    assert [each.why for each in done.staying if each.digest == old.digest] == ["its image is there again"]
+    assert images.read(old.digest) == old.manifest
+    assert [each.kind for each in attached(images, old.digest)] == ["sbom", "provenance"]
+
+
 def test_memory_of_layers_stays_when_its_image_stays_after_all(shelf: Repository) -> None:
     old = pushed(shelf)
     verdict = _verdict(shelf)
