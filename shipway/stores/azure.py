@@ -31,7 +31,7 @@ from shipway.errors import (
     StoreUnreachable,
 )
 from shipway.stores import transfer
-from shipway.stores.objects import Access, Found, Replaced, Stored, require_small
+from shipway.stores.objects import Access, Found, Replaced, Stored, small
 from shipway.stores.patience import TRANSIENT, Clock, Passing, persist, resumed, retry_after_s
 
 if TYPE_CHECKING:
@@ -91,7 +91,6 @@ def open_azure(
         credential=tokens,
         transport=transport,
         retry_total=0,
-        max_single_get_size=_REQUEST_BYTES,
         max_single_put_size=_REQUEST_BYTES,
     )
     pipeline: PipelineClient[Any, Any] = PipelineClient(
@@ -128,12 +127,13 @@ class AzureBlobs:
         """See `Store.read`."""
 
         def once(_again: bool) -> Stored:  # noqa: FBT001 - of `persist`
-            with self._translated(key):
-                blob = self._blob(key).download_blob()
-                require_small(blob.properties.size, f"{self}/{key}")
-                data = blob.readall()
-                self._require(key, len(data), blob.properties.size)
-                return Stored(data=data, etag=str(blob.properties.etag))
+            with self._opened(key) as answer:
+                if answer.status_code != HTTPStatus.OK:
+                    raise _refused(answer)
+                data, said = small(answer.iter_raw(), f"{self}/{key}"), answer.headers.get("content-length")
+                if str(len(data)) != said:
+                    raise Passing(f"{self}/{key}: {len(data)} bytes came, and not {said}")
+                return Stored(data=data, etag=str(answer.headers.get("etag")))
 
         try:
             return persist(self._clock, once)
@@ -233,22 +233,28 @@ class AzureBlobs:
             return names, pages.continuation_token
 
     def _stream(self, key: str, stop: int, etag: str | None, start: int) -> Iterator[bytes]:
-        """Yield a range as it comes: Azure's client for blobs would hold all of it, so its pipeline is asked."""
+        """Yield a range as it comes."""
         if start >= stop:
             return
-        from azure.core.rest import HttpRequest  # noqa: PLC0415 - as in `open_azure`
-
-        headers = {"x-ms-version": _VERSION, "x-ms-range": f"bytes={start}-{stop - 1}"}
-        request = HttpRequest("GET", self._blob(key).url, headers=headers | ({"If-Match": etag} if etag else {}))
-        with self._translated(key, reading=True), self._pipeline.send_request(request, stream=True) as response:
-            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        headers = {"x-ms-range": f"bytes={start}-{stop - 1}"} | ({"If-Match": etag} if etag else {})
+        with self._opened(key, headers) as answer:
+            if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return
-            left = min(stop, _total(response)) - start
-            for piece in response.iter_raw():
+            left = min(stop, _total(answer)) - start
+            for piece in answer.iter_raw():
                 left -= len(piece)
                 yield piece
         if left > 0:
             raise Passing(f"{self}/{key}: the last {left:,} bytes did not come")
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """Open what a GET answers: Azure's client for blobs would hold all that comes, so its pipeline is asked."""
+        from azure.core.rest import HttpRequest  # noqa: PLC0415 - as in `open_azure`
+
+        request = HttpRequest("GET", self._blob(key).url, headers={"x-ms-version": _VERSION, **(headers or {})})
+        with self._translated(key, reading=True), self._pipeline.send_request(request, stream=True) as answer:
+            yield answer
 
     def _write(self, key: str, data: bytes, **condition: Any) -> bool:
         def once(again: bool) -> bool:  # noqa: FBT001 - of `persist`
@@ -264,10 +270,6 @@ class AzureBlobs:
 
     def _blob(self, key: str) -> BlobClient:
         return self._client.get_blob_client(self._prefix + key)
-
-    def _require(self, key: str, came: int, said: int) -> None:
-        if came != said:
-            raise Passing(f"{self}/{key}: {came:,} of {said:,} bytes came")
 
     @contextlib.contextmanager
     def _translated(self, key: str, *, reading: bool = False) -> Iterator[None]:
@@ -361,17 +363,21 @@ def _transport(endpoint: str, authority: Path | None) -> Any:
     )
 
 
-def _total(response: Any) -> int:
+def _total(answer: Any) -> int:
     """Return the blob's length, which a range's answer tells; raises Azure's own error for any other answer."""
+    ranged = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+    if answer.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
+        return int(ranged[1])
+    raise _refused(answer)
+
+
+def _refused(answer: Any) -> Any:
+    """Return Azure's own error for an answer, whose body nobody reads."""
     from azure.core.exceptions import HttpResponseError  # noqa: PLC0415 - as in `open_azure`
 
-    ranged = _RANGE.fullmatch(response.headers.get("content-range", ""))
-    if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
-        return int(ranged[1])
-    response.read()
-    error: Any = HttpResponseError(response=response)
-    error.error_code = response.headers.get("x-ms-error-code")
-    raise error
+    error: Any = HttpResponseError(response=answer)
+    error.error_code = answer.headers.get("x-ms-error-code")
+    return error
 
 
 class _Tokens:

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from shipway.errors import LoginMissing, ModelCorrupt, ModelError, NotConfigured, StoreRefused, StoreUnreachable
 from shipway.stores import transfer
 from shipway.stores.azure import open_azure
-from shipway.stores.objects import Access, Blob, Store
+from shipway.stores.objects import SMALL_BYTES, Access, Blob, Store
 from shipway.stores.s3 import open_s3
 from shipway.stores.transfer import RANGE_BYTES, Part
 from tests.docker import proxy
@@ -153,6 +154,26 @@ def test_read_ends_with_a_word_when_the_store_is_busy_for_good(faulty: Front) ->
 
     assert caught.value.code == 20
     assert len(faulty.slept) == 5
+
+
+def test_read_takes_no_more_than_a_small_object_may_have_however_much_comes(faulty: Front) -> None:
+    sent, piece = [0], bytes(1 << 20)
+
+    def flood(exchange: Exchange) -> None:
+        answer = exchange.forward().having(content_length=str(1 << 40))
+        exchange.reply(answer.with_body(map(counted, repeat(piece, 200))))
+
+    def counted(data: bytes) -> bytes:
+        sent[0] += len(data)
+        return data
+
+    faulty.direct.create("a/1.json", b"{}")
+    faulty.proxy.script(Fault(act=flood, on=r"^GET .*/a/1\.json"))
+
+    with pytest.raises(ModelCorrupt, match=r"a/1\.json has more than 16,777,216 bytes"):
+        faulty.store.read("a/1.json")
+
+    assert sent[0] < 3 * SMALL_BYTES
 
 
 def test_create_is_believed_when_its_answer_is_lost(faulty: Front) -> None:
