@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from shipway.artifacts import Digest
 from shipway.console import Tell
@@ -23,6 +25,8 @@ from shipway.stores import manifest, notices, places
 from shipway.stores.manifest import ModelVersion
 from shipway.stores.notices import Notice
 from shipway.stores.objects import Store
+
+MOST_FILES = 150_000  # that one notice names: it is read as a small object, of 16 MiB
 
 
 class Swept(Struct, frozen=True, kw_only=True):
@@ -70,6 +74,9 @@ def sweep(
 ) -> Swept:
     """Say what of a model nobody needs, and with `apply` delete it; raises `ModelInUse` beside another sweep."""
     verdict = _judge(_look(store, name), rule, now())
+    found = len(verdict.files)
+    if apply:
+        verdict = replace(verdict, files=frozenset(islice(sorted(verdict.files), MOST_FILES)))
     freed_bytes = _size(store, name, verdict)
     if apply and not (verdict.is_empty and not notices.standing(store, name, "sweeps")):
         notice = notices.written_by(who, now(), files=verdict.files, versions=verdict.going)
@@ -78,6 +85,8 @@ def sweep(
             verdict = _both(verdict, _judge(_look(store, name), rule, now()))
             freed_bytes = _size(store, name, verdict)
             tell.say("model", f"{name}: deleting {len(verdict.going)} versions and {len(verdict.files)} files")
+            if found > MOST_FILES:
+                tell.warn(f"{name} has {found:,} files that nobody needs: run again to go on")
             for key in _keys(store, name, verdict):
                 if now() - notice.when > notices.SWEEP_LIMIT:  # others may soon take this process for dead
                     raise ModelError(f"{name} in {store} is not clean yet", advice="run again to go on")

@@ -15,13 +15,14 @@ import pytest
 from msgspec.structs import replace
 
 from shipway import documents
+from shipway.artifacts import Digest
 from shipway.console import Console
 from shipway.errors import ModelCorrupt, ModelError, ModelInUse, ModelMissing
 from shipway.stores import notices
 from shipway.stores.catalogue import Catalogue
-from shipway.stores.objects import Found, Store, Stored
+from shipway.stores.objects import SMALL_BYTES, Found, Store, Stored
 from shipway.stores.signing import Keys
-from shipway.stores.sweep import Rule, Swept
+from shipway.stores.sweep import MOST_FILES, Rule, Swept
 from tests import model_folder
 from tests.memory_store import MemoryStore, Wrapped
 from tests.unit.test_catalogue import NOON, Child
@@ -100,6 +101,30 @@ def test_sweep_changes_nothing_when_it_is_not_to_apply(store: MemoryStore) -> No
     assert (sorted(swept.going), swept.applied) == ([1, 3], False)
     gone = files(store, 1, 3) - files(store, 2, 4)
     assert swept.freed_bytes == sum(len(store.objects[f"adds/blobs/sha256/{each}"]) for each in gone)
+
+
+def test_sweep_takes_as_many_files_as_a_notice_can_name_and_says_so(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = files(store, 2, 4)
+    store.objects.update({f"adds/blobs/sha256/{number:064x}": b"" for number in range(3)})
+    monkeypatch.setattr("shipway.stores.sweep.MOST_FILES", 4)  # so many as there may be take a test too long
+
+    swept = sweep(store)
+
+    assert len(swept.files) == 4
+    assert "adds has 7 files that nobody needs: run again to go on" in capsys.readouterr().err
+    assert blobs(store) > kept
+    sweep(store)
+    assert blobs(store) == kept
+    assert "run again" not in capsys.readouterr().err
+
+
+def test_notice_of_a_sweep_can_be_read_when_it_names_as_many_files_and_versions_as_it_may() -> None:
+    most = range(MOST_FILES)
+    notice = notices.written_by("eve", NOON, files=[Digest(f"sha256:{number:064x}") for number in most], versions=most)
+
+    assert len(documents.encoded(notice)) < SMALL_BYTES
 
 
 def test_sweep_does_not_apply_more_than_it_said(store: MemoryStore) -> None:
