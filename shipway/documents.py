@@ -27,6 +27,7 @@ __all__ = [
     "Mistake",
     "UnsetType",
     "convert",
+    "decoded",
     "encoded",
     "field",  # a field that has another name in JSON
     "fields",
@@ -83,6 +84,11 @@ def parse(kind: type[_T], data: bytes | str) -> _T:
         raise Malformed(str(mistake), (mistake,)) from error
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         raise Malformed(str(error)) from error
+
+
+def decoded(data: bytes | str) -> Any:
+    """Read JSON of whatever form, from whomever: not nested too deep, without NaN and halves of surrogate pairs."""
+    return parse(Any, data)
 
 
 def convert(kind: type[_T], value: object, *, texts: bool = False) -> _T:

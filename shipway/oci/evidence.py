@@ -261,7 +261,7 @@ def _document(
             with suppress(ImageMissing):  # collected as garbage
                 data = content(images, each)
                 try:
-                    document = dict(compose.decoded(data))
+                    document = documents.parse(dict[str, Any], data)
                     understand(document)
                 except (ValueError, KeyError, TypeError) as error:
                     raise ImageCorrupt(

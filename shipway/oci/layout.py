@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import IO, Any
 
+from shipway import documents
 from shipway.artifacts import Descriptor, Digest
 from shipway.errors import ImageCorrupt, ImageMissing, PushError
 from shipway.oci import compose
@@ -154,7 +155,7 @@ class Layout:
     def _index(self) -> list[dict[str, Any]]:
         path = self.folder / "index.json"
         try:
-            return list(compose.decoded(path.read_bytes())["manifests"])
+            return list(documents.decoded(path.read_bytes())["manifests"])
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError) as error:
@@ -215,7 +216,7 @@ class Layout:
         """Yield a manifest's or an index' blob and all that it names; raises `ImageMissing`, `ImageCorrupt`."""
         yield digest.hex
         try:
-            document = compose.decoded(self.read(digest))
+            document = documents.decoded(self.read(digest))
             inner = [Digest(entry["digest"]) for entry in document.get("manifests", ())]
             blobs = [*document.get("layers", ()), *([document["config"]] if "config" in document else [])]
             yield from [Digest(entry["digest"]).hex for entry in blobs]

@@ -25,6 +25,7 @@ from typing import Literal, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from shipway import documents
 from shipway.artifacts import Digest, Image
 from shipway.console import Tell
 from shipway.errors import ImageCorrupt, ImageMissing
@@ -131,7 +132,7 @@ def _weighed(each: Stored, data: bytes) -> Stored:
     """Add what a manifest needs: an index, or what is no manifest at all, only itself."""
     blobs, layers = {each.digest: len(data)}, frozenset[Digest]()
     with suppress(ValueError, KeyError, TypeError):
-        manifest = compose.decoded(data)
+        manifest = documents.decoded(data)
         config, *rest = map(compose.read_blob, (manifest["config"], *manifest["layers"]))
         blobs |= {blob.digest: blob.size_bytes for blob in (config, *rest)}
         layers = frozenset(blob.digest for blob in rest)
@@ -141,7 +142,7 @@ def _weighed(each: Stored, data: bytes) -> Stored:
 def _built_s(images: Images, manifest: bytes) -> float | None:
     """Return when a base was built, which is shortly before it was pushed."""
     with suppress(ValueError, KeyError, TypeError, OverflowError, ImageCorrupt, ImageMissing):
-        created = compose.decoded(document(images, compose.config_descriptor(manifest)))["created"]
+        created = documents.decoded(document(images, compose.config_descriptor(manifest)))["created"]
         return datetime.fromisoformat(created).timestamp()
     return None
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from shipway import documents
 from shipway.artifacts import Descriptor, Digest
 from shipway.errors import ImageCorrupt, ImageMissing, PushError
-from shipway.oci.compose import INDEX, MANIFEST, blob_entry, canonical, decoded, read_blob
+from shipway.oci.compose import INDEX, MANIFEST, blob_entry, canonical, read_blob
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described, document
 
 KIND = "dev.shipway.kind"
@@ -94,7 +95,7 @@ def attached(images: Images, subject: Digest) -> tuple[Attached, ...]:
     if digest is None:
         return ()
     try:
-        return tuple(_parsed(entry) for entry in decoded(images.read(digest))["manifests"])
+        return tuple(_parsed(entry) for entry in documents.decoded(images.read(digest))["manifests"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{images.repository}: {name_for(subject)} is no OCI image index ({error})"
         raise ImageCorrupt(
@@ -105,7 +106,7 @@ def attached(images: Images, subject: Digest) -> tuple[Attached, ...]:
 def belongs(images: Images, each: Attached, subject: Digest) -> bool:
     """Tell whether what an index names says itself that it is attached there: whoever may push can name anything."""
     try:
-        return bool(decoded(images.read(each.descriptor.digest))["subject"]["digest"] == subject)
+        return bool(documents.decoded(images.read(each.descriptor.digest))["subject"]["digest"] == subject)
     except (ImageMissing, ImageCorrupt, ValueError, KeyError, TypeError):
         return False
 
@@ -142,7 +143,7 @@ def attach(
 def content(images: Images, each: Attached) -> bytes:
     """Return an attached document; raises `ImageMissing`, `ImageCorrupt`."""
     try:
-        (layer,) = decoded(images.read(each.descriptor.digest))["layers"]
+        (layer,) = documents.decoded(images.read(each.descriptor.digest))["layers"]
         blob = read_blob(layer)
     except (ValueError, KeyError, TypeError) as error:
         raise ImageCorrupt(f"{images.repository}@{each.descriptor.digest} holds no single document") from error

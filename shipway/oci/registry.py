@@ -17,13 +17,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from shipway import documents
 from shipway.artifacts import Descriptor, Digest
 from shipway.config import PushSettings
 from shipway.console import Tell
 from shipway.errors import BlobsLost, ConfigError, ImageCorrupt, ImageMissing, PushError, RegistryRefused
 from shipway.oci.address import Url
 from shipway.oci.client import Client, Response
-from shipway.oci.compose import INDEX, MANIFEST, Source, decoded
+from shipway.oci.compose import INDEX, MANIFEST, Source
 from shipway.oci.credentials import find_credential
 from shipway.oci.images import DOCUMENT_BYTES, Advance, described, ignore
 from shipway.oci.login import Login
@@ -262,7 +263,7 @@ class Repository:
 
     def _page(self, answer: Answer) -> list[str]:
         try:
-            return [str(name) for name in decoded(answer.body)["tags"] or ()]
+            return [str(name) for name in documents.decoded(answer.body)["tags"] or ()]
         except (ValueError, KeyError, TypeError) as error:
             raise RegistryRefused(f"{answer.call} was not answered with a list of tags") from error
 

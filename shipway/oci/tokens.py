@@ -25,11 +25,11 @@ from urllib.parse import urlencode
 from msgspec import Struct
 from msgspec.structs import replace
 
+from shipway import documents
 from shipway.entra import DEADLINE_S, within
 from shipway.errors import LoginMissing, RegistryRefused, RegistryUnreachable
 from shipway.oci.address import Url
 from shipway.oci.client import NoAnswer, Request, untrusted
-from shipway.oci.compose import decoded
 from shipway.oci.credentials import AzureCredential, Credential, Secret
 from shipway.oci.patience import TRANSIENT, retry_after_s
 from shipway.oci.transport import Sender, printable
@@ -55,7 +55,7 @@ class _Answer(Struct, frozen=True, kw_only=True):
     @property
     def document(self) -> Mapping[str, Any]:
         with contextlib.suppress(ValueError):
-            document = decoded(self.body)
+            document = documents.decoded(self.body)
             if isinstance(document, dict):
                 return document
         return {}

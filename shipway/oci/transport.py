@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from shipway import documents
 from shipway.errors import Interrupted, PushError, RegistryRefused
 from shipway.oci.address import Url
 from shipway.oci.client import NoAnswer, Request, Response, untrusted
-from shipway.oci.compose import decoded
 from shipway.oci.images import DOCUMENT_BYTES, Advance, ignore
 from shipway.oci.patience import TRANSIENT, Clock, Passing, Patience, retry_after_s
 from shipway.oci.reference import is_loopback
@@ -114,7 +114,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     def errors(self) -> tuple[Mapping[str, Any], ...]:
         """The registry's own words: each with `code`, `message`, `detail`, if it keeps to the specification."""
         try:
-            return tuple(error for error in decoded(self.body)["errors"] if isinstance(error, dict))
+            return tuple(error for error in documents.decoded(self.body)["errors"] if isinstance(error, dict))
         except (ValueError, KeyError, TypeError):
             return ()
 

@@ -7,7 +7,6 @@ Fetches golden cases alone: the weights go from the store straight into the imag
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -97,8 +96,8 @@ def differences(published: ModelVersion, contract: Contract) -> list[str]:
 def read_contract(path: Path) -> Contract:
     """Read what a service understands; raises `ConfigError`."""
     try:
-        return documents.convert(Contract, json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
+        return documents.convert(Contract, documents.decoded(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"[model] contract: {path} cannot be used: {error}") from error
 
 

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 
 import httpx
 
-from shipway import __version__
+from shipway import __version__, documents
+from shipway.documents import Malformed
 from shipway.entra import Identity
 from shipway.errors import ConfigError, ModelError, StoreRefused, StoreUnreachable
 from shipway.stores.objects import Access
@@ -233,8 +234,8 @@ def _trusted(authority: Path | None) -> ssl.SSLContext:
 def _document(told: str, response: httpx.Response) -> Any:
     body = _read(told, response, limit=_DOCUMENT_BYTES)
     try:
-        return json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError):
+        return documents.decoded(body) if body.strip() else {}
+    except Malformed:
         raise Answered(f"{told}: the answer is no JSON", advice="mend the address in [model] store") from None
 
 
@@ -252,9 +253,9 @@ def _read(told: str, response: httpx.Response, *, limit: int) -> bytes:
 def _said(body: bytes) -> tuple[str, str]:
     """Return the code and the words of an error, in one line without control characters."""
     try:
-        document = json.loads(body)
+        document = documents.decoded(body)
         code, words = str(document.get("error_code", "")), str(document.get("message", ""))
-    except (ValueError, AttributeError, RecursionError):
+    except (Malformed, AttributeError):
         code, words = "", ""
     plain = " ".join("".join(letter if letter.isprintable() else " " for letter in words).split())
     return code[:_SHOWN], plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "…"

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar, cast
 
+from shipway import documents
 from shipway.artifacts import ModelFile
 from shipway.errors import ModelRefused
 from shipway.stores import durable, onnxfile
@@ -158,7 +159,9 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> None:
-    json.loads(_text(path), parse_constant=_refuse_constant)
+    text = _text(path)
+    json.loads(text, parse_constant=_refuse_constant)
+    documents.decoded(text)  # and what else no manifest could hold
 
 
 def _refuse_constant(name: str) -> None:

@@ -7,10 +7,10 @@ gives `None`, never an exception. TLS is verified as any client of this machine 
 from __future__ import annotations
 
 import http.client
-import json
 import socket
 from urllib.parse import urlsplit
 
+from shipway import documents
 from shipway.config import ServiceSettings
 
 _TIMEOUT_S = 5.0
@@ -32,7 +32,7 @@ def build(url: str, service: ServiceSettings) -> str | None:
 def told(body: bytes, service: ServiceSettings) -> str | None:
     """Return the build id in an answer's body."""
     try:
-        answer = json.loads(body)
+        answer = documents.decoded(body)
     except ValueError:
         return None
     found = answer.get(service.build_field) if isinstance(answer, dict) else None

@@ -584,7 +584,7 @@ class Kubernetes:
 def _settled(deployment: Object) -> _Settled | None:
     said = deployment["metadata"].get("annotations", {}).get(manifests.SETTLED)
     try:
-        facts = json.loads(said or "")
+        facts = documents.decoded(said or "")
         return _Settled(version=Version.of(facts["version"]), since=float(facts["since"]), record=facts.get("record"))
     except (ValueError, KeyError, TypeError):
         return None

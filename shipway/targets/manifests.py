@@ -125,7 +125,7 @@ def version_of(template: Mapping[str, Any]) -> Version | None:
     """Return the version that a pod, or a template of pods, says it is."""
     said = template.get("metadata", {}).get("annotations") or {}
     try:
-        model = json.loads(said[MODEL])
+        model = documents.decoded(said[MODEL])
         return Version(
             digest=Digest(said[DIGEST]),
             build=said[BUILD],
@@ -239,7 +239,7 @@ def digest_of(record: Object) -> str | None:
 
 def recorded(found: Object) -> list[Object]:
     """Return the objects of a record; raises `ValueError`, `KeyError` or `TypeError` for what is none."""
-    return list(json.loads(_unpacked(found, "manifests")))
+    return documents.parse(list[Object], _unpacked(found, "manifests"))
 
 
 def recorded_image(found: Object) -> tuple[bytes, bytes]:

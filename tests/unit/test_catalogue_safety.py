@@ -76,6 +76,8 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "pickle named json": ("preprocessing.json", PICKLE, "it is a pickle"),
     "json that is none": ("preprocessing.json", b"{", "preprocessing.json is refused"),
     "json with NaN": ("preprocessing.json", b'{"a": NaN}', "NaN is not JSON"),
+    "json with half a letter": ("preprocessing.json", b'{"a": "\\ud800"}', "preprocessing.json is refused"),
+    "json with too large a number": ("preprocessing.json", b'{"a": 1e999}', "Number out of range"),
     "json without end": ("preprocessing.json", b"[" * 100_000, "preprocessing.json is refused"),
     "text that is binary": ("labels.txt", b"a\0b", "no plain text"),
     "text that is not UTF-8": ("labels.txt", b"\xff\xfe\xfd", "labels.txt is refused"),

@@ -149,6 +149,14 @@ def test_parse_bears_any_depth() -> None:
         documents.parse(Whole, '{"part": {"count": 1}, "any": ' + "[" * 200_000)
 
 
+@pytest.mark.parametrize(
+    "data", ['"\\ud800"', b'{"\\udc00x": 1}', "NaN", b"[Infinity]", "1e999", "[" * 100_000, "", b"\xff"]
+)
+def test_decoded_refuses_what_cannot_be_written_again(data: bytes | str) -> None:
+    with pytest.raises(Malformed):
+        documents.decoded(data)
+
+
 def test_a_document_passes_over_what_it_does_not_know() -> None:
     assert documents.parse(Loose, '{"newer": 1}') == Loose()
 

@@ -345,8 +345,14 @@ def test_index_is_corrupt_when_it_names_a_blob_of_endless_size(tmp_path: Path) -
         attached(layout, subject)
 
 
+HALF_A_LETTER = (
+    b'{"manifests": [{"mediaType": "x", "digest": "sha256:%064d", "size": 1, "annotations": {"a": "\\ud800"}}]}'
+)
+
+
 @pytest.mark.parametrize(
-    "index", [b"[]", b"{}", b'{"manifests": [1]}', b'{"manifests": [{"digest": "../x"}]}', b"[" * 9999]
+    "index",
+    [b"[]", b"{}", b'{"manifests": [1]}', b'{"manifests": [{"digest": "../x"}]}', b"[" * 9999, HALF_A_LETTER % 1],
 )
 def test_index_is_corrupt_when_it_is_none(tmp_path: Path, index: bytes) -> None:
     layout = Layout(tmp_path)
