@@ -367,13 +367,18 @@ def _measure_candidate(site: Site, turn: Turn, url: str, image: Image) -> None:
 def _measure_public(site: Site, turn: Turn, image: Image) -> None:
     """Hold what users meet against the limits; on some targets the version before still serves beside.
 
-    If that fails there, the version before may be the culprit; then it must not stand in the way
-    of its own replacement. So the new one is taken away, and the old one measured alone.
+    One that is asked by other paths goes first: no question suits both. If it fails there, the
+    version before may be the culprit; then it must not stand in the way of its own replacement.
+    So the new one is taken away, and the old one measured alone.
     """
     if turn.is_trusted:
         return
     before = turn.previous.version if turn.previous else None
     met = turn.target.met(turn.version, before)
+    if before and before in met and _paths(site, before) != _paths(site, turn.version):
+        site.tell.say("loadcheck", f"{before} is asked by other paths, so it ends before {turn.version} is measured")
+        rollout_stage.settle(turn.held, site.tell)
+        met = (turn.version,)
     report = _measure_live(site, turn, image, *met)
     if report.verdict != "pass" and before in met and before:
         turn.held.undo(before)
@@ -385,6 +390,15 @@ def _measure_public(site: Site, turn: Turn, image: Image) -> None:
             report = _measure_live(site, turn, image, turn.version)
     turn.attempt.note(public_load=figures(report))
     loadcheck_stage.require_pass(report)
+
+
+def _paths(site: Site, version: Version) -> tuple[object, ...]:
+    """Return by what a load check asks a version."""
+    from shipway import exchanges  # noqa: PLC0415 - not for a command that only builds
+
+    service = compose.service(site.read_image(version.digest))
+    asked = {(each.method, each.path) for each in exchanges.load(site.golden(version))}
+    return service.version_path, service.build_field, asked or service.ready_path
 
 
 def _measure_live(site: Site, turn: Turn, image: Image, *versions: Version) -> LoadReport:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import model_folder
 from tests.system import project as projects
 from tests.system.project import Project, kill_at
 from tests.system.referee import Referee
@@ -82,6 +83,27 @@ def test_release_mends_what_went_bad_while_it_served(adder: Project) -> None:
     assert f"what serves now, build {bad['build'][:12]}" in err
     assert (mended["outcome"], mended["previous"]["digest"]) == ("released", bad["digest"])
     assert _version(adder)["build"] == mended["current"]["build"]
+
+
+def test_release_goes_on_when_the_new_version_is_asked_by_other_paths(adder: Project, tmp_path: Path) -> None:
+    known = 'status = environ["PATH_INFO"], "200 OK" if environ["PATH_INFO"] in {} else "404 Not Found"'
+    old = known.format('{"/score", "/version", "/readyz"}')
+    adder.change("app/__init__.py", 'status = environ["PATH_INFO"], "200 OK"', old)
+    adder.commit("some paths")
+    adder.facts("release")
+    moved = model_folder.make(tmp_path / "moved", weight=2)
+    exchange = moved / "golden" / "exchanges" / "one.json"
+    exchange.write_text(exchange.read_text().replace('"/score"', '"/v2/score"'))
+    adder.invoke("model.publish", str(moved))
+    adder.change("app/__init__.py", old, known.format('{"/v2/score", "/v2/version", "/v2/readyz"}'))
+    adder.change("app/__init__.py", 'path == "/score"', 'path == "/v2/score"')
+    adder.change("release.toml", "[service]", '[service]\nready_path = "/v2/readyz"\nversion_path = "/v2/version"')
+    adder.commit("other paths")
+
+    released = adder.facts("release")
+
+    assert released["outcome"] == "released"
+    assert adder.facts("status")["build"] == released["current"]["build"]
 
 
 def test_rollback_does_not_wait_for_a_load_check_when_what_serves_is_bad(adder: Project) -> None:
