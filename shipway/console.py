@@ -49,10 +49,10 @@ class Console:
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         """Write results to `out` and all else to `err` (default: this process's)."""
-        self._out = out or sys.stdout
+        self._out = out or sys.stdout or io.StringIO()  # whoever starts us may have closed it
         if isinstance(self._out, io.TextIOWrapper):
             self._out.reconfigure(errors="backslashreplace")  # not every terminal can show every path
-        self._err = err or sys.stderr
+        self._err = err or sys.stderr or io.StringIO()
         self._terminal = self._err.isatty()
         self._live_at = 0.0
         self._live_open = False

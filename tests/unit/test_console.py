@@ -134,3 +134,13 @@ def test_progress_loses_no_byte_and_no_line_when_many_threads_tell() -> None:
         list(pool.map(move, range(8)))
 
     assert sorted(err.getvalue().splitlines()) == [f"push      layer {number}" for number in range(8)]
+
+
+def test_nothing_is_printed_where_there_is_nothing_to_print_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)  # as Python has it when they were closed before it started
+    monkeypatch.setattr("sys.stderr", None)
+    console = Console()
+
+    console.warn("careful")
+    console.live("push", "half")
+    console.result("done")
