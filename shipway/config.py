@@ -384,7 +384,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"there is no {FILE} in {path.parent}", advice="run inside the project; README.md shows the smallest file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
@@ -413,7 +413,7 @@ def _toml_value(text: str) -> Any:
         return text  # `3.13` may be a Python's version; where it is a number, it becomes one
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

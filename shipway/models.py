@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shipway.artifacts import Version
 from shipway.config import ModelSettings, environments, load
-from shipway.errors import ConfigError, ModelUnfit
+from shipway.errors import ConfigError, MachineRefused, ModelUnfit
 from shipway.site import Site
 from shipway.stages import model as model_stage
 from shipway.stores import is_elsewhere, review, signing
@@ -27,7 +27,10 @@ from shipway.turn import served
 
 def keygen(path: Path) -> str:
     """Make a key to sign with, and return its public half as release.toml holds it."""
-    return str(signing.keygen(path))
+    try:
+        return str(signing.keygen(path))
+    except OSError as error:
+        raise MachineRefused(f"{path}: {error.strerror}") from error
 
 
 def publish(site: Site, folder: Path, *, metrics: Mapping[str, float], aliases: Sequence[str]) -> Published:

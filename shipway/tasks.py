@@ -69,9 +69,14 @@ HELP = {  # by the argument's name, or by its task's and its own
 
 # What a machine may refuse at any time; another error of the system is a mistake of ours, and shows its trace.
 _REFUSALS = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
 )
 
+
+_ON_FLAGS = "invoke --help, and then the command, explains it; a name that begins with - is written ./-"
 
 _COLLECTED_EVERY = 50_000  # new objects, where Python says 700: importing a command's modules makes no garbage
 
@@ -88,6 +93,9 @@ def command(body: Callable[..., None]) -> Task[Any]:
 
         try:
             with signals_as_errors(), _refusals_as_errors(), _sites_closed():
+                for word in needed:  # invoke takes there whatever comes first: `--help` too
+                    if str(kwargs.get(word, "")).startswith("-"):
+                        raise ConfigError(f"{kwargs[word]} stands where {word.upper()} belongs", advice=_ON_FLAGS)
                 body(*args, **kwargs)
         except ShipwayError as error:
             if kwargs.get("json"):
@@ -100,6 +108,7 @@ def command(body: Callable[..., None]) -> Task[Any]:
             raise Exit(code=Interrupted.code) from error
 
     words = body.__code__.co_varnames[1 : body.__code__.co_argcount]
+    needed = words[: len(words) - len(body.__defaults__ or ())]
     made: Task[Any] = task(help={word: HELP.get(f"{body.__name__}.{word}", HELP[word]) for word in words})(run)
     return made
 
@@ -462,11 +471,19 @@ def pull(
 
     destination = Path(into)
     if destination.exists():
-        raise ConfigError(f"{into} exists already", advice="name a folder that does not")
+        raise ConfigError(f"{destination.absolute()} exists already", advice="name a folder that does not")
     site = _site(env, model={"name": name, "store": store})
     model = site.catalogue.resolve(site.settings.model.name, _version(version))
     found = site.catalogue.pull(model, cache=site.cache, tell=site.tell)
-    shutil.copytree(found, destination, copy_function=shutil.copyfile)  # the cache's files are read-only
+    try:
+        for file in model.files:
+            (destination / file.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found / file.path, destination / file.path)  # without its rights: the cache's is read-only
+    except BaseException as error:
+        shutil.rmtree(destination, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MachineRefused(f"{error.filename2 or error.filename}: {error.strerror}") from error
+        raise
     _print(into, {"folder": into, "name": model.name, "version": model.version}, as_json=json)
 
 

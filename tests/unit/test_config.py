@@ -98,6 +98,13 @@ def test_load_raises_a_clear_error_when_the_file_is_broken(tmp_path: Path, text:
         load(root, environment=None, environ={})
 
 
+def test_load_says_so_when_the_file_is_nested_without_end(tmp_path: Path) -> None:
+    root = _project(tmp_path, "a = " + "[" * 100_000)
+
+    with pytest.raises(ConfigError, match=r"release\.toml cannot be read"):
+        load(root, environment=None, environ={})
+
+
 def test_load_says_so_when_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no release\.toml"):
         load(tmp_path, environment=None, environ={})
