@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from shipway import documents, proc
 from shipway.console import Tell
-from shipway.errors import LockHeld, LockLost, ShipwayError
+from shipway.errors import LockHeld, LockLost, MachineRefused, ShipwayError
 
 Outcome = Literal["released", "rolled back", "unchanged", "failed", "undone", "interrupted", "killed"]
 
@@ -34,7 +34,7 @@ Outcome = Literal["released", "rolled back", "unchanged", "failed", "undone", "i
 def write(path: Path, text: str) -> None:
     """Replace a file whole: a reader, also after a crash, sees what was or what is, never a part.
 
-    Raises `ShipwayError` that names the path and the bytes when they cannot be written.
+    Raises `MachineRefused` that names the path and the bytes when they cannot be written.
     """
     with _whole(path, text) as temporary:
         temporary.replace(path)
@@ -57,10 +57,7 @@ def _whole(path: Path, text: str) -> Iterator[Path]:
     except FileExistsError:
         raise
     except OSError as error:
-        raise ShipwayError(
-            f"{path} cannot be written ({len(data)} bytes): {error.strerror}",
-            advice="make room on the disk, or make the folder writable, then run the same command again",
-        ) from error
+        raise MachineRefused(f"{path} cannot be written ({len(data)} bytes): {error.strerror}") from error
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)

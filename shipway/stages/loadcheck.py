@@ -9,7 +9,6 @@ all it needs. `run` never raises for a bad verdict; `require_pass` does.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 import signal
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from shipway import documents
 from shipway.artifacts import LoadReport, Verdict
 from shipway.config import LoadCheckSettings, ServiceSettings
 from shipway.console import Tell
@@ -403,7 +403,7 @@ def _writing(log: Path) -> Iterator[None]:
 
 def _read(path: Path) -> Measured | None:
     try:
-        found = json.loads(path.read_bytes())
+        found = documents.decoded(path.read_bytes())
         return merged(found["parts"], expected=found["expected"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

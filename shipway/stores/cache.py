@@ -47,7 +47,7 @@ class Cache:
             path.stat()
             self._use(path)
             if _is_whole(path, file):
-                with contextlib.suppress(PermissionError):  # another user's, who shares the cache
+                with contextlib.suppress(OSError):  # another user's, who shares the cache, or one that is read-only
                     os.utime(path)
                 return path
             path.unlink()

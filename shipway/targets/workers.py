@@ -114,7 +114,7 @@ class Shelf:
     def settled(self) -> Settled | None:
         """Return what was settled last."""
         try:
-            facts = json.loads(self._settled.read_bytes())
+            facts = documents.decoded(self._settled.read_bytes())
             workers = self.get(facts["set"])
             version = Version.of(facts["version"])
             return Settled(version=version, workers=workers, since=float(facts["since"])) if workers else None
@@ -156,7 +156,7 @@ def free_ports(count: int) -> list[int]:
 
 def _read(folder: Path) -> Workers | None:
     try:
-        facts = json.loads((folder / "set.json").read_bytes())
+        facts = documents.decoded((folder / "set.json").read_bytes())
         return Workers(
             folder=folder,
             version=Version.of(facts["version"]),

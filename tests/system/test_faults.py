@@ -312,8 +312,8 @@ def test_full_disk_is_told_before_anything_is_touched_when_an_attempt_cannot_be_
     digest = adder.invoke("push")[0].strip().rpartition("@")[2]
     lock, last = _lock(adder), _records(adder)[-1]["number"]
 
-    _, unlocked = adder.invoke("deploy", "--digest", digest, exits=1, limit_bytes=100)
-    _, unrecorded = adder.invoke("deploy", "--digest", digest, exits=1, limit_bytes=lock.stat().st_size + 200)
+    _, unlocked = adder.invoke("deploy", "--digest", digest, exits=3, limit_bytes=100)
+    _, unrecorded = adder.invoke("deploy", "--digest", digest, exits=3, limit_bytes=lock.stat().st_size + 200)
 
     assert re.search(rf"{lock.parent}/\d+\.json cannot be written \(\d+ bytes\): File too large", unlocked)
     assert re.search(rf"{last + 1:04}\.json cannot be written \(\d+ bytes\): File too large", unrecorded)

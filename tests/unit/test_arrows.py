@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "proc": {"errors"},
     "ledger": {"artifacts", "errors", "console", "proc", "documents"},
     "loadmeter": set(),  # runs inside of Locust
-    "receipts": {"ledger"},
+    "receipts": {"ledger", "documents"},
     "checkout": {"artifacts", "errors", "proc"},
     "exchanges": {"errors", "documents"},
     "entra": {"errors"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shipway.errors import ShipwayError
+from shipway.errors import MachineRefused
 from shipway.ledger import FileRecords, Ledger, Outcome, write
 
 GOOD, BAD = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -110,6 +110,6 @@ def test_old_text_stays_whole_and_the_error_names_path_and_bytes_when_writing_fa
     path = tmp_path / "state.json"
     write(path, "old")
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ShipwayError, match=r"state\.json cannot be written \(9 bytes\): No space left on device"):
+    with pytest.raises(MachineRefused, match=r"state\.json cannot be written \(9 bytes\): No space left on device"):
         write(path, "new state")
     assert {each.name: each.read_text("utf-8") for each in tmp_path.iterdir()} == {"state.json": "old"}

@@ -167,6 +167,14 @@ def test_receipt_is_none_when_another_version_of_shipway_wrote_it(tmp_path: Path
     assert stage.passed_before(tmp_path, SNAPSHOT) is None
 
 
+@pytest.mark.parametrize("held", ["", "{", "[]", "[" * 100_000, "\0" * 50])
+def test_receipt_is_none_when_it_is_damaged(tmp_path: Path, held: str) -> None:
+    receipts.save(tmp_path, stage.STAGE, tree=SNAPSHOT.tree, facts={})
+    (tmp_path / "receipts" / f"{stage.STAGE}.json").write_text(held)
+
+    assert receipts.load(tmp_path, stage.STAGE, tree=SNAPSHOT.tree) is None
+
+
 def test_report_is_one_option_when_the_checkout_has_a_space_in_its_name(tmp_path: Path) -> None:
     root = tmp_path / "my service"
     root.mkdir()
