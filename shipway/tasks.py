@@ -380,7 +380,7 @@ def run(_c: Context, port: str = "", env: str = "") -> None:
     """Run the service in the foreground, from the checkout as it stands, for development."""
     from shipway import flow
 
-    flow.run_here(_site(env), port=_number(port, "--port", most=65_535))
+    flow.run_here(_site(env), port=_number(port, "--port", least=1, most=65_535))
 
 
 # -- the data scientists' side -----------------------------------------------------------

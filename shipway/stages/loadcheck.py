@@ -338,9 +338,11 @@ def require_users(locustfile: Path) -> None:
 
 def check_url(url: str) -> None:
     """Raise `ConfigError` for what is no URL."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"{url!r} is not a URL", advice="for example --url http://127.0.0.1:8080")
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            return
+    raise ConfigError(f"{url!r} is not a URL", advice="for example --url http://127.0.0.1:8080")
 
 
 def _free_port() -> int:

@@ -366,7 +366,7 @@ def test_loadcheck_is_inconclusive_when_one_of_its_workers_dies(tmp_path: Path) 
 # -- before anything is started ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://host/", "http://"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://host/", "http://", "http://[::1", "http://host:99999"])
 def test_loadcheck_refuses_the_url_when_it_is_none(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match="is not a URL"):
         check(url, tmp_path)

@@ -53,6 +53,16 @@ def test_key_is_not_made_where_no_file_can_be(project: Path, capsys: pytest.Capt
     assert "card.md/there/key: Not a directory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "http"])
+def test_port_is_one_that_can_be_listened_on(
+    project: Path,  # noqa: ARG001 - where it runs
+    port: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert fails(tasks.run, port=port) == 2
+    assert f"--port {port}: takes a whole number from 1 to 65535" in capsys.readouterr().err
+
+
 def test_pull_makes_a_folder_that_is_as_it_was_published(project: Path) -> None:
     tasks.pull(Context(), into="new/folder")
 
