@@ -8,6 +8,7 @@ Every failure is a `CheckoutError` with git's own last lines.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -52,6 +53,11 @@ class Checkout:
 
         Paths in `exclude` are taken as committed, whatever lies there now.
         """
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError as error:
+            message = f"the name of the folder {os.fsencode(self.root)!r} is not UTF-8, which uv needs"
+            raise CheckoutError(message, advice="give it another name") from error
         head = self._text("log", "-1", "--no-show-signature", "--format=%H %T %ct")
         commit, committed, time_s = head.split()
         tree = committed if self._is_as_committed() else self._standing_tree(exclude)

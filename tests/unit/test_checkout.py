@@ -74,6 +74,11 @@ def test_files_are_told_by_kind_when_the_tree_holds_every_kind() -> None:
     )
 
 
+def test_snapshot_is_refused_when_the_folder_s_name_is_not_utf8() -> None:
+    with pytest.raises(CheckoutError, match="is not UTF-8, which uv needs"):
+        Checkout(Path("/caf\udce9/root"), Git({}), {}).snapshot()
+
+
 def test_files_are_refused_when_a_name_is_not_utf8() -> None:
     checkout = Checkout(Path("root"), Git({"ls-tree": b"100644 blob aa 0\tapp/\xff\0"}), {})
 
