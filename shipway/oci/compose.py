@@ -259,17 +259,9 @@ def canonical(value: Any) -> bytes:
 # -- and back again ----------------------------------------------------------------------
 
 
-def decoded(data: bytes) -> Any:
-    """Return what JSON says; raises `ValueError` for what is none, or is nested too deep to be read."""
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
-
-
 def config_descriptor(manifest: bytes) -> Descriptor:
     """Return which configuration a manifest names; raises `ValueError`, `KeyError`, `TypeError`."""
-    return read_blob(decoded(manifest)["config"])
+    return read_blob(documents.decoded(manifest)["config"])
 
 
 def parse(manifest: bytes, config: bytes) -> Image:
@@ -277,9 +269,9 @@ def parse(manifest: bytes, config: bytes) -> Image:
 
     Raises `ValueError`, `KeyError` or `TypeError` for an image that shipway did not compose.
     """
-    labels = decoded(config)["config"]["Labels"]
-    diff_ids = decoded(config)["rootfs"]["diff_ids"]
-    entries = decoded(manifest)["layers"]
+    labels = documents.decoded(config)["config"]["Labels"]
+    diff_ids = documents.decoded(config)["rootfs"]["diff_ids"]
+    entries = documents.decoded(manifest)["layers"]
     layers = tuple(read_layer(entry, diff_id) for entry, diff_id in zip(entries, diff_ids, strict=True))
     return Image(build=labels[f"{_OURS}build"], manifest=manifest, config=config, layers=layers)
 

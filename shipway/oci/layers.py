@@ -14,11 +14,12 @@ from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from shipway import documents
 from shipway.artifacts import Descriptor, Digest, Layer, Part
 from shipway.checkout import Checkout, TreeFile
 from shipway.errors import ImageError, ImageMissing
 from shipway.gzipped import compressed
-from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, blob_entry, canonical, decoded, layer_entry, read_layer
+from shipway.oci.compose import MANIFEST, TAR_GZIP, Source, blob_entry, canonical, layer_entry, read_layer
 from shipway.oci.images import EMPTY, EMPTY_TYPE, Images, described
 from shipway.oci.staging import write_whole
 from shipway.tarball import Entry, collect, link_stays_inside
@@ -46,7 +47,7 @@ class Known:
     def load(self, key: str) -> tuple[Layer, ...] | None:
         """Return the layers, or nothing where they are not known or the file is damaged."""
         try:
-            return tuple(read_layer(*pair) for pair in decoded((self._folder / key).read_bytes()))
+            return tuple(read_layer(*pair) for pair in documents.decoded((self._folder / key).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
             pass
         if (layers := self._recall(key)) is not None:
@@ -160,7 +161,7 @@ def recall(images: Images, key: str) -> tuple[Layer, ...] | None:
     if digest is None:
         return None
     try:
-        entries = decoded(images.read(digest))["layers"]
+        entries = documents.decoded(images.read(digest))["layers"]
         return tuple(read_layer(entry, entry["annotations"][_DIFF_ID]) for entry in entries)
     except (ImageMissing, ValueError, KeyError, TypeError):
         return None
