@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shipway.oci.staging import locked
 from tests.cluster.api import Api, Refused
 from tests.cluster.plan import NODES, Plan
 
@@ -105,11 +106,14 @@ def named(services: Iterable[Mapping[str, Any]], zone: str) -> dict[str, str]:
 def write_hosts(context: str, lines: Iterable[str]) -> None:
     """Let these be the cluster's lines of the machine's hosts file, and leave all others alone."""
     mark = f"# {context}"
-    old = HOSTS.read_text("utf-8")
-    kept = [line for line in old.splitlines() if not line.endswith(mark)]
-    new = "".join(f"{line}\n" for line in [*kept, *(f"{line} {mark}" for line in lines)])
-    if new != old:
-        HOSTS.write_text(new, "utf-8")  # in place: in a container it is a mount
+    with locked(HOSTS.parent):  # other clusters write there too
+        old = HOSTS.read_text("utf-8")
+        kept = [line for line in old.splitlines() if not line.endswith(mark)]
+        new = "".join(f"{line}\n" for line in [*kept, *(f"{line} {mark}" for line in lines)])
+        if new != old:
+            with HOSTS.open("r+", encoding="utf-8") as file:  # in place: in a container it is a mount
+                file.write(new)  # and never empty: somebody may be looking up a name
+                file.truncate()
 
 
 def _ingress(service: Mapping[str, Any]) -> list[str]:

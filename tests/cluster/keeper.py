@@ -68,8 +68,10 @@ def up(name: str) -> Cluster:
 @contextlib.contextmanager
 def running() -> Iterator[Cluster]:
     """Give a cluster that ends with the block, or with this process, however that ends."""
-    name = next(name for name in (f"run-{number}" for number in SLOTS) if not _taken(name))
-    process = _keeper(name, subprocess.PIPE)
+    HOME.mkdir(parents=True, exist_ok=True)
+    with locked(HOME / "turn.lock"):  # two runs that begin at once are not to choose the same name
+        name = next(name for name in (f"run-{number}" for number in SLOTS) if not _taken(name))
+        process = _keeper(name, subprocess.PIPE)
     assert process.stdin
     try:
         yield own(Plan.read(HOME / name))
