@@ -279,7 +279,7 @@ def test_lease_of_a_holder_on_another_host_is_waited_out(adder: Project) -> None
 @pytest.mark.parametrize(
     ("step", "code", "where"),
     [
-        pytest.param(r"^image", 40, "images/blobs/sha256", id="the model's layer"),
+        pytest.param(r"^model", 40, "images/blobs/sha256", id="the model's layer"),
         pytest.param(r"^push .*manifest", 40, "layers", id="unpacking"),
     ],
 )
