@@ -89,7 +89,8 @@ def programs() -> Programs:
 def _built() -> Path:
     ours = hashlib.sha256((_dns() + _PAUSE).encode()).hexdigest()[:12]
     folder = PLACE / "bin" / f"kubernetes-{VERSION}-coredns-{_COREDNS}-{ours}"
-    with locked(PLACE / "bin.lock"):
+    PLACE.mkdir(parents=True, exist_ok=True)
+    with locked(PLACE / "kubernetes.lock"):
         if not all((folder / name).exists() for name in (*_COMMANDS, *_OURS)):
             print(f"building Kubernetes {VERSION} and CoreDNS: five minutes, once", file=sys.stderr)  # noqa: T201 - people wait
             with tempfile.TemporaryDirectory(dir=PLACE) as scratch:
@@ -113,9 +114,9 @@ def _build(scratch: Path) -> None:
     _go(scratch, "mod", "tidy")
     major, minor, _ = VERSION.split(".")
     named = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor}
-    flags = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in named.items())
+    said = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in named.items())
     ours = [f"./{name}" for name in _OURS]
-    _go(scratch, "build", "-trimpath", "-ldflags", f"-s -w {flags}", "-o", f"{scratch}/bin/", *packages, *ours)
+    _go(scratch, "build", *tools.GO_FLAGS, f"-ldflags=-s {said}", "-o", f"{scratch}/bin/", *packages, *ours)
 
 
 def _dns() -> str:
