@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import zipfile
@@ -95,11 +96,16 @@ class Shop:
         }
 
 
+def _noise(seed: str, size_bytes: int) -> bytes:
+    """Return the same bytes each time, which do not shrink: a layer of them is no small blob."""
+    return random.Random(seed).randbytes(size_bytes)  # noqa: S311 - no secret
+
+
 def make_wheel(folder: Path, name: str, version: str) -> Path:
     """Make a wheel with a module, a program and, when it is named `big…`, two megabytes."""
     files = {
         f"{name}/__init__.py": f"VERSION = {version!r}\n".encode(),
-        f"{name}/data.bin": version.encode() * (400_000 if name.startswith("big") else 1),
+        f"{name}/data.bin": _noise(f"{name} {version}", 2_000_000 if name.startswith("big") else 5),
         f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
         f"{name}-{version}.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{name}-{version}.dist-info/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n".encode(),
