@@ -114,11 +114,12 @@ class Dependencies:
         return layer
 
     def source(self, layer: Layer) -> Source:
-        """Return how to come by one layer's bytes."""
-        if packed := self._packed.get(layer.title):
-            return partial(pieces, packed)
+        """Return how to come by one layer's bytes; what is installed and packed stays while somebody has it."""
 
         def made() -> Iterator[bytes]:
+            if packed := self._packed.get(layer.title):
+                yield from pieces(packed)
+                return
             hashed = hashlib.sha256()
             for piece in FAST(stream(self._installed.get(layer.title, ()))):
                 hashed.update(piece)

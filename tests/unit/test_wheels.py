@@ -133,6 +133,19 @@ def test_layer_is_ready_with_its_bytes_while_the_next_is_made(tmp_path: Path) ->
     assert seen == [(layer.title, count) for count, layer in enumerate(layers, start=1)]
 
 
+def test_bytes_stay_as_long_as_somebody_may_ask_for_them(tmp_path: Path) -> None:
+    dependencies = _dependencies(tmp_path, Uv({"six-1.17": {"six.py": b"s"}}))
+    (layer,) = dependencies.layers()
+    source = dependencies.source(layer)
+    del dependencies
+
+    assert Digest.of(b"".join(source())) == layer.descriptor.digest
+    assert list(tmp_path.glob(".staging/tmp*"))
+
+    del source
+    assert list(tmp_path.glob(".staging/tmp*")) == []
+
+
 def test_bytes_are_not_made_twice_when_the_layers_were_not_known(tmp_path: Path) -> None:
     dependencies = _dependencies(tmp_path, Uv({"six-1.17": {"six.py": b"s"}}))
     (layer,) = dependencies.layers()
