@@ -376,7 +376,7 @@ def test_version_can_be_gone_back_to_when_its_release_was_killed_before_its_reco
     _touch(adder, "the one after it")
     adder.invoke("release")
 
-    assert (process.returncode, finished["outcome"]) == (1, "released")
+    assert (process.returncode, finished["outcome"]) == (3, "released")
     assert "golden exchanges answered right" in told  # nobody lived to ask them in public
     assert adder.facts("rollback")["current"] == finished["current"]
 
@@ -487,7 +487,7 @@ def test_damaged_image_is_refused_and_mended_as_advised(adder: Project) -> None:
     _touch(adder, "damaged")
     digest = adder.invoke("push")[0].strip().rpartition("@")[2]
     layers = json.loads(_blob(adder, digest).read_text())["layers"]
-    blob = _blob(adder, next(layer["digest"] for layer in layers if "gzip" in layer["mediaType"]))
+    blob = _blob(adder, layers[-1]["digest"])
     blob.chmod(0o644)
     data = blob.read_bytes()
     blob.write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])

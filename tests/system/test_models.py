@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from shipway import documents, exchanges
 from shipway.artifacts import Digest
@@ -463,7 +464,8 @@ def test_the_sample_store_holds_the_version_that_its_files_make(tmp_path: Path) 
 
     published = open_catalogue("store", root=tmp_path).publish(folder, name=SAMPLE, publisher="ada", tell=Console())
 
-    assert published.version.model == pinned
+    made = published.version.model
+    assert replace(made, layer=replace(made.layer, gzip=None)) == pinned  # which is older than that digest
 
 
 def test_golden_exchanges_come_without_the_weights(tmp_path: Path) -> None:
