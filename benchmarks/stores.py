@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks import Row, middle, report
 from benchmarks.slow import slow
 from shipway import documents
-from shipway.artifacts import Digest, ModelFile
+from shipway.artifacts import Digest, ModelFile, ModelLayer
 from shipway.proc import Proc
 from shipway.stores import Catalogue, manifest
 from shipway.stores.azure import open_azure
@@ -262,7 +262,7 @@ def _manifest(number: int) -> bytes:
             publisher="bench",
             commit=None,
             created=datetime(2026, 11, 25, tzinfo=UTC),
-            layer=manifest.Layer(digest=file.digest, size_bytes=1),
+            layer=ModelLayer(digest=file.digest, size_bytes=1),
         )
     )
 

@@ -10,9 +10,9 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -115,7 +115,7 @@ class ModelLayer(Struct, frozen=True, kw_only=True):
     """
 
     digest: Digest
-    size_bytes: int
+    size_bytes: Annotated[int, Meta(ge=0)]
     gzip: Digest | None = None
 
 

@@ -269,8 +269,8 @@ def parse(manifest: bytes, config: bytes) -> Image:
 
     Raises `ValueError`, `KeyError` or `TypeError` for an image that shipway did not compose.
     """
-    labels = documents.decoded(config)["config"]["Labels"]
-    diff_ids = documents.decoded(config)["rootfs"]["diff_ids"]
+    document = documents.decoded(config)
+    labels, diff_ids = document["config"]["Labels"], document["rootfs"]["diff_ids"]
     entries = documents.decoded(manifest)["layers"]
     layers = tuple(read_layer(entry, diff_id) for entry, diff_id in zip(entries, diff_ids, strict=True))
     return Image(build=labels[f"{_OURS}build"], manifest=manifest, config=config, layers=layers)

@@ -99,9 +99,10 @@ def compose(
         base = str(build(dockerfile.base(checkout, snapshot.tree, target, settings.image.build_args)))
     dependencies = Dependencies(lock, target, scratch=cache, known=known, proc=proc)
     plain = partial(model_bytes, model)
+    model_source: Source = partial(_stored, plain)
     with _meanwhile(partial(read, base), places) as looked_at:
         weights, remembered = _weights(model, plain, known)
-        ready(weights, lambda: stored(plain()))
+        ready(weights, model_source)
         wheels = dependencies.layers(ready)
         app_layer, app_source = app(checkout, snapshot.tree, settings.image.include, known)
         ready(app_layer, app_source)
@@ -122,7 +123,7 @@ def compose(
         sources={
             **ground.sources,
             **{layer.descriptor.digest: dependencies.source(layer) for layer in wheels},
-            weights.descriptor.digest: lambda: stored(plain()),
+            weights.descriptor.digest: model_source,
             app_layer.descriptor.digest: app_source,
         },
         origins=ground.origins,
@@ -203,6 +204,10 @@ def _weights(model: Model, source: Source, known: Known) -> tuple[Layer, Mapping
         known.save(key, found)
     weights = parts.model_layer(model, found[0].descriptor.digest)  # the same model can have another name elsewhere
     return weights, {key: (weights,)}
+
+
+def _stored(source: Source) -> Iterator[bytes]:
+    return stored(source())
 
 
 def recombine(code: Image, model: Image) -> Composed:

@@ -78,14 +78,6 @@ class Golden(Document, frozen=True, kw_only=True):
     exchanges: tuple[str, ...]
 
 
-class Layer(Document, frozen=True, kw_only=True):
-    """The image layer that the files make, see `ModelLayer`; older manifests do not have `gzip`."""
-
-    digest: Digest
-    size_bytes: Bytes
-    gzip: Digest | None = None
-
-
 class ModelVersion(Document, frozen=True, kw_only=True):
     """One published version: everything but the bytes."""
 
@@ -103,7 +95,7 @@ class ModelVersion(Document, frozen=True, kw_only=True):
     publisher: str
     commit: str | None
     created: Moment
-    layer: Layer
+    layer: ModelLayer
 
     def __post_init__(self) -> None:
         """Refuse what does not agree with itself."""
@@ -129,7 +121,7 @@ class ModelVersion(Document, frozen=True, kw_only=True):
             files=tuple(
                 ModelFile(path=file.path, digest=file.digest, size_bytes=file.size_bytes) for file in self.files
             ),
-            layer=ModelLayer(digest=self.layer.digest, size_bytes=self.layer.size_bytes, gzip=self.layer.gzip),
+            layer=self.layer,
             metrics=self.metrics,
         )
 
@@ -185,7 +177,7 @@ def layer(files: Iterable[ModelFile], digest: Digest, read: Callable[[ModelFile]
     return tarball.stream(entry(file) for file in files)
 
 
-def described(tar: Iterable[bytes]) -> Layer:
+def described(tar: Iterable[bytes]) -> ModelLayer:
     """Return what there is to know of the layer that streams by."""
     hashed, size_bytes = hashlib.sha256(), 0
 
@@ -197,7 +189,7 @@ def described(tar: Iterable[bytes]) -> Layer:
             yield piece
 
     gzip, _ = measured(gzipped.stored(passing()))
-    return Layer(digest=Digest(f"sha256:{hashed.hexdigest()}"), size_bytes=size_bytes, gzip=gzip)
+    return ModelLayer(digest=Digest(f"sha256:{hashed.hexdigest()}"), size_bytes=size_bytes, gzip=gzip)
 
 
 def measured(pieces: Iterable[bytes]) -> tuple[Digest, int]:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from functools import partial
 
-from shipway.artifacts import Digest, Layer, Model, ModelFile, ModelLayer, Part, Snapshot
+from shipway.artifacts import Digest, Layer, Model, ModelFile, Part, Snapshot
 from shipway.config import ModelSettings, ProjectSettings, ServiceSettings, Settings
 from shipway.gzipped import stored
 from shipway.oci import compose
@@ -72,8 +72,7 @@ def _model(text: str) -> tuple[Model, tuple[Layer, bytes]]:
     data = _noise(f"model {text}", 700_000)
     file = ModelFile(path="model.onnx", digest=Digest.of(data), size_bytes=len(data))
     digest = manifest.set_digest([file])
-    said = manifest.described(manifest.layer([file], digest, lambda _: [data]))
-    layer = ModelLayer(digest=said.digest, size_bytes=said.size_bytes, gzip=said.gzip)
+    layer = manifest.described(manifest.layer([file], digest, lambda _: [data]))
     model = Model(name="net", version=1, digest=digest, files=(file,), layer=layer)
     return model, _layer("model", "net version 1", f"srv/models/{digest.hex}/model.onnx", data, stored)
 

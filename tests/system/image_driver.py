@@ -15,18 +15,18 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from shipway.artifacts import Digest, Model, ModelFile, ModelLayer
+from shipway.artifacts import Digest, Model, ModelFile
 from shipway.checkout import Checkout
 from shipway.config import ImageSettings, ModelSettings, ProjectSettings, PushSettings, ServiceSettings, Settings
 from shipway.console import Console
 from shipway.errors import ShipwayError
-from shipway.gzipped import stored
 from shipway.oci.images import Images, read_image
 from shipway.oci.layout import Layout
 from shipway.oci.unpack import unpack
 from shipway.proc import Proc, signals_as_errors
 from shipway.stages import image as image_stage
 from shipway.stages import push as push_stage
+from shipway.stores.manifest import described
 from shipway.tarball import Entry, collect
 
 
@@ -64,8 +64,7 @@ def model(text: str, size: int) -> tuple[Model, bytes]:
     digest = Digest.of(f"{file.digest.hex}  {file.path}\n".encode())
     path = f"srv/models/{digest.hex}/{file.path}"
     layer = collect([Entry(path=path, size_bytes=len(data), read=lambda: [data])])
-    described = ModelLayer(digest=Digest.of(layer), size_bytes=len(layer), gzip=Digest.of(b"".join(stored([layer]))))
-    return Model(name="net", version=1, digest=digest, files=(file,), layer=described), layer
+    return Model(name="net", version=1, digest=digest, files=(file,), layer=described([layer])), layer
 
 
 def main() -> int:

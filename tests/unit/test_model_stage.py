@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shipway import documents
-from shipway.artifacts import Digest, Model, ModelFile, ModelRef
+from shipway.artifacts import Digest, Model, ModelFile, ModelLayer, ModelRef
 from shipway.config import ModelSettings
 from shipway.console import Console
 from shipway.errors import ConfigError, ModelDowngrade, ModelMissing, ModelUnfit
@@ -42,7 +42,7 @@ def version(**changes: Any) -> ModelVersion:
         "publisher": "ada",
         "commit": None,
         "created": datetime(2026, 11, 23, tzinfo=UTC),
-        "layer": manifest.Layer(digest=Digest.of(b"layer"), size_bytes=10_240),
+        "layer": ModelLayer(digest=Digest.of(b"layer"), size_bytes=10_240),
     }
     return ModelVersion(**{**fields, **changes})
 
