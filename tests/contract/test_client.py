@@ -52,11 +52,11 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)  # first, or one that is taken last would be closed by nobody
         self._listener.close()
         self.cut()
         for each in self._open:
             each.close()
-        self._thread.join(10)
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
