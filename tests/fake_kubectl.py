@@ -245,7 +245,9 @@ class FakeKubectl:
         self._put(merged)
 
     def _annotate(self, words: tuple[str, ...], _stdin: Object | None) -> str:
-        found = self.objects[(_KINDS[words[0]], words[1])]
+        found = self.objects.get((_KINDS[words[0]], words[1]))
+        if found is None:
+            raise Refused(f'Error from server (NotFound): {words[0]} "{words[1]}" not found')
         found["metadata"].setdefault("annotations", {}).update(
             dict(word.split("=", 1) for word in words[2:] if not word.startswith("--"))
         )

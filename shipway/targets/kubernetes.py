@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
+from itertools import chain
 
 from msgspec import Struct
 
@@ -111,6 +112,7 @@ class Kubernetes:
         self._is_applied = False
         self._record_before: str | None = None
         self._version_before: Version | None = None
+        self._found_applied: str | None = None  # another record than that before when a promotion was killed
 
     @property
     def url(self) -> str:
@@ -268,7 +270,7 @@ class Kubernetes:
             raise PromotionFailed(f"{self._promoted} was promoted, and somebody put {version} in its place")
         before = _settled(deployment)
         self._await_alone(version, error=PromotionFailed)
-        self._tidy(manifests.record_of(deployment), before.record if before else None)
+        self._tidy(manifests.record_of(deployment), before.record if before else None, self._found_applied)
         self._settle(deployment, version)
 
     def undo(self, previous: Version | None) -> None:
@@ -328,6 +330,7 @@ class Kubernetes:
         settled = _settled(deployment) if deployment else None
         self._record_before = settled.record if settled else None
         self._version_before = settled.version if settled else None
+        self._found_applied = manifests.record_of(deployment) if deployment else None
         if deployment and not manifests.version_of(deployment["spec"]["template"]):
             raise ConfigError(
                 f"the Deployment {self._name} was not made by shipway, so nobody could go back to it",
@@ -456,7 +459,7 @@ class Kubernetes:
             self._tell.say("rollout", f"applying {previous} again, as it was recorded")
             self._kubectl.apply(objects, force=True)
             self._watch(self._name, error=RolloutError, limit_s=self._rollout_s())
-            left = manifests.names(self._releases.objects(there), without=objects)
+            left = self._left_of(there, self._found_applied, without=objects)
             self._kubectl.delete(list(dict.fromkeys([*left, *self._brought(without=objects)])))
         else:
             self._kubectl.delete(self._brought(without=self._releases.objects(there)))
@@ -505,14 +508,19 @@ class Kubernetes:
                 return
             self._sleep(_POLL_S)
 
-    def _tidy(self, record: str | None, before: str | None) -> None:
-        """Delete what the release before applied and this one does not, and old records."""
-        if record and before and record != before:
-            left = manifests.names(self._releases.objects(before), without=self._releases.objects(record))
+    def _tidy(self, record: str | None, *earlier: str | None) -> None:
+        """Delete what `earlier` releases applied and this one does not, and old records."""
+        if applied := self._releases.objects(record):  # whose record is gone may need all that is there
+            left = self._left_of(*earlier, without=applied)
             if left:
                 self._tell.say("rollout", f"deleting what is not applied any more: {', '.join(left)}")
             self._kubectl.delete(left)
-        self._releases.prune(record, before)
+        self._releases.prune(record, *earlier)
+
+    def _left_of(self, *records: str | None, without: list[Object]) -> list[str]:
+        """Return what was applied by these records, but for the objects of `without`."""
+        names = (manifests.names(self._releases.objects(each), without=without) for each in dict.fromkeys(records))
+        return list(dict.fromkeys(chain.from_iterable(names)))
 
     def _contract(self, version: Version, *, record: str | None = None) -> ServiceSettings:
         """Return how a version is asked, which another version's image, or the checkout, may say otherwise."""

@@ -24,6 +24,7 @@ from shipway.errors import (
     UndoFailed,
     WrongBuild,
 )
+from shipway.targets import manifests
 from shipway.targets.kubectl import Cluster, Kubectl
 from shipway.targets.kubernetes import Kubernetes
 from tests.fake_kubectl import FakeKubectl
@@ -388,6 +389,44 @@ def test_killed_promotion_is_not_what_is_to_serve_and_the_next_release_ends_it(h
     assert (left.version, left.builds, left.healthy) == (good, ("two",), False)
     assert (live := host.another().current())
     assert (live.version, live.healthy) == (again, True)
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_what_a_killed_promotion_alone_applied_is_deleted_by_the_next_version_however_it_ends(
+    host: Host, *, is_bad: bool
+) -> None:
+    good = host.release("one")
+    host.cluster.overlay = [*overlay(), {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}}]
+    host.target = host.another()
+    host.target.promote(host.target.start(*version("two"), as_before=False))
+    host.cluster.overlay = overlay()
+    was_left = "more" in host.cluster.names("configmap")
+
+    if is_bad:
+        host.try_release("three", "bad in public", PromotionFailed)
+    else:
+        good = host.release("three")
+
+    assert (was_left, "more" in host.cluster.names("configmap")) == (True, False)
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (good, True)
+
+
+def test_nothing_is_deleted_when_the_record_of_what_was_promoted_is_gone_and_the_undo_brings_back(host: Host) -> None:
+    good = host.release("one")
+    host.target = host.another()
+    host.target.promote(host.target.start(*version("two"), as_before=False))
+    record = host.cluster.objects["deployment.apps", "web"]["metadata"]["annotations"][manifests.RECORD]
+    del host.cluster.objects["configmap", record]
+
+    with pytest.raises(RolloutError, match="not found"):
+        host.target.settle()
+    left = host.cluster.names("deployment.apps"), host.cluster.names("service")
+    host.target.undo(good)
+
+    assert left == (["web"], ["web"])
+    assert (live := host.another().current())
+    assert (live.version, live.healthy) == (good, True)
 
 
 def test_what_is_not_applied_any_more_is_deleted_by_the_next_release_when_one_was_killed_while_old_pods_end(
