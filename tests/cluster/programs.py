@@ -148,7 +148,7 @@ def _module(upstream: str) -> str:
 
 
 def _go(folder: Path, *words: str) -> str:
-    environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOWORK": "off"}
+    environ = {**os.environ, **tools.GO_ENVIRON, "GOFLAGS": "-mod=mod", "GOWORK": "off"}
     program = tools.go(f"Kubernetes {VERSION}")
     done = subprocess.run(
         [program, *words], cwd=folder, env=environ, capture_output=True, timeout=_BUILD_S, check=False

@@ -1,7 +1,7 @@
-"""`python -m tests.cluster.halves`: all tests of this folder, one half beside the other, each in a cluster of its own.
+"""`python -m tests.halves FOLDER FILE…`: these files of the folder, and beside them all others of it.
 
-Half of the time they wait for their cluster, and one may do something while the other waits.
-The first half is seen as it goes, the second when both have ended. What is interrupted ends both.
+What mostly waits is done in half of the time so. The first half is seen as it goes, the second
+when both have ended. What is interrupted ends both.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import IO
 
-_HERE = Path(__file__).parent
-_FIRST = [str(_HERE / f"test_{name}.py") for name in ("cluster", "rollout")]  # half of the time, as measured
-_SECOND = [str(_HERE), *(f"--ignore={file}" for file in _FIRST)]
 
-
-def main() -> int:
+def main(folder: str, *first: str) -> int:
     """Run both; return the first exit code that is not 0."""
+    files = [f"{folder}/{name}" for name in first]
     signal.signal(signal.SIGINT, lambda *_: None)  # both hear it themselves, and have something to stop
     with tempfile.TemporaryFile() as kept:
-        halves = [_started(_FIRST, None), _started(_SECOND, kept)]
+        halves = [_started(files, None), _started([folder, *(f"--ignore={file}" for file in files)], kept)]
 
         def end(*_: object) -> None:
             for half in halves:
@@ -40,4 +36,4 @@ def _started(words: list[str], output: IO[bytes] | None) -> subprocess.Popen[byt
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
