@@ -46,6 +46,7 @@ def sample(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFa
             SHIPWAY_ROLLOUT_URL=f"http://{cluster.public_name(namespace)}",
             SHIPWAY_SERVICE_START_TIMEOUT_S="180",
             SHIPWAY_LOADCHECK_SECONDS="6",  # on a slow machine that is full of tests, an answer takes more than one
+            SHIPWAY_LOADCHECK_PUBLIC_SECONDS="4",
         )
         yield project
 
