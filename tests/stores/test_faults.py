@@ -253,7 +253,7 @@ def _refused(store: Store) -> ModelError | LoginMissing:
     began = time.monotonic()
     with pytest.raises((StoreRefused, LoginMissing)) as caught:
         store.read("m/aliases/latest.json")
-    assert time.monotonic() - began < 11
+    assert time.monotonic() - began < 30  # a token has 10 s, and a machine that is full of tests takes some more
     assert isinstance(caught.value, ModelError | LoginMissing)
     return caught.value
 
