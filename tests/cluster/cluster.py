@@ -20,6 +20,7 @@ import pytest
 
 from tests.cluster.inside import Order, ask
 from tests.cluster.plan import NODES, Plan
+from tests.docker.tools import GO_GENEROUS
 
 _WAIT_S, _LONGEST_S = 60, 300
 
@@ -174,6 +175,7 @@ def own(plan: Plan) -> Cluster:
         environ={
             "KUBECONFIG": str(plan.kubeconfig),
             "KUBECACHEDIR": str(plan.folder / "kubectl"),
+            **GO_GENEROUS,
             "DOCKER_CONFIG": str(plan.folder / "docker"),
             "SSL_CERT_FILE": str(plan.folder / "trusted.pem"),
             "PATH": os.pathsep.join([str(plan.kubernetes), os.environ["PATH"]]),

@@ -24,6 +24,7 @@ from tests.cluster import cgroups
 from tests.cluster.api import Api, Refused
 from tests.cluster.cloud import Cloud
 from tests.cluster.plan import CONTROL, NODES, Plan, entering, python
+from tests.docker.tools import GO_GENEROUS
 
 _TICK_S, _AGAIN_S, _CLOUD_S, _OBEY_S = 0.1, 0.5, 0.4, 60.0
 _NICE = -10  # a cluster has its machines to itself: tests that run beside this one are not to delay it
@@ -94,7 +95,7 @@ class Processes:
         pid = os.posix_spawnp(
             argv[0],
             argv,
-            os.environ,
+            {**os.environ, **GO_GENEROUS},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(self._log / f"{name}.log"), flags, 0o644),

@@ -228,6 +228,7 @@ def sample(folder: Path) -> Iterator[Project]:
         environ={
             "SHIPWAY_ROLLOUT_PORT": str(port),
             "SHIPWAY_TEST_COMMAND": '["pytest", "tests/app/test_settings.py", "-q"]',  # the rest is known to pass
+            "SHIPWAY_LOADCHECK_RATE": "30",  # as much as the machine can is the business of what follows
             "SHIPWAY_LOADCHECK_SECONDS": "2",
             "SHIPWAY_LOADCHECK_PUBLIC_SECONDS": "1",
             "SHIPWAY_LOADCHECK_WARMUP_SECONDS": "0.5",
