@@ -19,7 +19,8 @@ LOCKED = ["--require-hashes", "--no-deps", "-r", "app/requirements.txt"]
 _STOPPING_S = 60
 # What takes half of the time of its folder, as measured, and needs nothing of the other half.
 HALVES = {
-    "tests/cluster": ["test_cluster.py", "test_rollout.py"],
+    "tests/cluster": ["test_rollout.py"],
+    "tests/docker": ["test_images.py", "test_release.py"],
     "tests/system": ["test_release.py", "test_sample.py"],
 }
 # pyenv keeps its versions off the PATH, where nobody else looks
