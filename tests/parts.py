@@ -1,7 +1,7 @@
 """`python -m tests.parts`: build or install what tests with real parts want, once, before they ask for it.
 
-The tests do the same where they find that something is not there; CI begins with this beside
-its first release, since a bare machine needs minutes for it. Kubernetes, which takes longest, is
+The tests do the same where they find that something is not there; CI begins with this, since a
+bare machine needs minutes for it. Kubernetes, which takes longest, is
 built while the rest is made: that waits for networks half of the time.
 """
 
