@@ -232,7 +232,7 @@ def sample(folder: Path) -> Iterator[Project]:
             "SHIPWAY_LOADCHECK_SECONDS": "2",
             "SHIPWAY_LOADCHECK_PUBLIC_SECONDS": "1",
             "SHIPWAY_LOADCHECK_WARMUP_SECONDS": "0.5",
-            "SHIPWAY_LOADCHECK_MIN_REQUESTS": "5",
+            "SHIPWAY_LOADCHECK_MIN_REQUESTS": "1",  # on a full machine an answer may take more than a second
             "SHIPWAY_LOADCHECK_MAX_P95_GROWTH": "1000",  # the referee and other tests share this machine
             "SHIPWAY_LOADCHECK_MAX_P95_MS": "10000",
         },
