@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import ssl
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -250,10 +249,8 @@ def _opened(kind: str, request: pytest.FixtureRequest, prefix: str) -> Store:
 
 
 def _refused(store: Store) -> ModelError | LoginMissing:
-    began = time.monotonic()
     with pytest.raises((StoreRefused, LoginMissing)) as caught:
         store.read("m/aliases/latest.json")
-    assert time.monotonic() - began < 30  # a token has 10 s, and a machine that is full of tests takes some more
     assert isinstance(caught.value, ModelError | LoginMissing)
     return caught.value
 
@@ -287,6 +284,7 @@ def test_azure_says_who_gave_no_token_in_time(
     error = _refused(open_azure(f"az://{ACCOUNT}/{CONTAINER}/{prefix}", azurite.access()))
 
     assert error.code == 3
+    assert azurite.identity.asked == {"hangs": 1, "refuses": 1, "is not there": 0}[fault]  # nobody waits twice
     assert error.message.startswith("Azure's ManagedIdentityCredential gave no token")
     assert "give this machine a managed identity with the role Storage Blob Data Contributor" in error.next
 
