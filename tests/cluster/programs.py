@@ -32,7 +32,7 @@ _COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kub
 _DNS_PLUGINS = ("bind", "errors", "hosts", "template", "kubernetes")  # in the order that they are asked in
 _OURS = ("coredns", "pause")
 _BUILD_S = 1800
-_NOT_INLINED = "-gcflags=all=-dwarf=false -l"  # a sixth less to compile, for programs that mostly wait
+_NOT_INLINED = f"{tools.GO_FLAGS[0]} -l"  # a sixth less to compile, for programs that mostly wait
 # Each program, and the package of Debian that has it.
 _PACKAGED = {
     "etcd": "etcd-server",
